@@ -1,0 +1,1 @@
+"""Trivet's pipeline: recipe, supervisor, stages and the sealed artefacts they hand over."""
