@@ -1,0 +1,203 @@
+"""From a recipe's data settings to the records a stage trains on and those it is judged by.
+
+The path of a row: `readers` (raw row -> record), `split` (train or held out, by its prompt), `clean` (duplicates),
+`limit` and weights, then `chat` (record -> tokens). Every row that falls out on the way is counted under a reason,
+and the counts travel with the artefact into the report.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from data_prep.chat import ChatFormatter, EncodedDemonstration, EncodedPair, UnusableRow
+from data_prep.clean import drop_duplicates, limit_records, mix
+from data_prep.readers import ReadResult, SourceSpec, read_demonstrations, read_pairs, read_prompts
+from data_prep.records import Demonstration, PreferencePair, Prompt
+from data_prep.split import Split, prompt_hash, prompt_messages, split_records
+from pipeline.errors import DataError
+from pipeline.recipe.schema import DataSetSettings, DataSettings, SourceSettings
+
+R = TypeVar("R", Demonstration, PreferencePair, Prompt)
+E = TypeVar("E")
+
+EVALUATION_SEED = 0
+"""Held-out rows are chosen alike whatever the recipe's seed, so that runs which differ by seed are comparable."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet(Generic[R]):
+    """Records of one kind, divided, with the account of every row that was read."""
+
+    name: str
+    train: list[R]
+    held_out: list[R]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSet(Generic[R, E]):
+    """Records with their tokens, in step: `rows[i]` encodes `records[i]`."""
+
+    records: list[R]
+    rows: list[E]
+
+
+def demonstrations(data: DataSettings, seed: int) -> DataSet[Demonstration]:
+    """The demonstrations of `data.sft`."""
+    assert data.sft is not None
+    return _load("sft", data.sft, read_demonstrations, held_out_fraction(data), seed)
+
+
+def preference_pairs(data: DataSettings, seed: int) -> DataSet[PreferencePair]:
+    """The pairs of `data.preference`."""
+    assert data.preference is not None
+    return _load("preference", data.preference, read_pairs, held_out_fraction(data), seed)
+
+
+def held_out_prompts(data: DataSettings) -> DataSet[Prompt]:
+    """Prompts that no stage trains on, from the data set that `data.prompts.from` names."""
+    name = data.prompts.from_ or ("preference" if data.preference else "sft")
+    settings = data.preference if name == "preference" else data.sft
+    assert settings is not None
+    return _load(name, settings, read_prompts, held_out_fraction(data), EVALUATION_SEED)
+
+
+def held_out_fraction(data: DataSettings) -> float:
+    """The largest `eval_fraction`: a prompt held out of one data set trains in none of the others."""
+    return max(part.eval_fraction for part in (data.sft, data.preference) if part is not None)
+
+
+def encode(records: Sequence[R], encoder: Callable[[R], E], report: dict[str, Any]) -> EncodedSet[R, E]:
+    """Tokenise records; those that cannot be used are counted in `report["dropped"]`.
+
+    Args:
+        records: of one kind.
+        encoder: a method of `ChatFormatter`, bound to its length limit; raises `UnusableRow`.
+        report: of the data set, completed in place: drops by reason, cut prompts, token statistics.
+    """
+    kept, rows = [], []
+    dropped: Counter[str] = Counter(report["dropped"])
+    for record in records:
+        try:
+            rows.append(encoder(record))
+            kept.append(record)
+        except UnusableRow as reason:
+            dropped[str(reason)] += 1
+    report["dropped"] = dict(dropped)
+    report["prompts_cut"] = report.get("prompts_cut", 0) + sum(row.prompt_cut for row in rows)  # type: ignore[attr-defined]
+    return EncodedSet(kept, rows)
+
+
+def encode_demonstrations(
+    data: DataSettings, formatter: ChatFormatter, seed: int
+) -> tuple[EncodedSet[Demonstration, EncodedDemonstration], EncodedSet[Demonstration, EncodedDemonstration], dict[str, Any]]:
+    """Training rows, held-out rows and the data report of `data.sft`.
+
+    Raises:
+        DataError: nothing is left to train on; the message says what removed most.
+    """
+    found = demonstrations(data, seed)
+    assert data.sft is not None
+    limit = data.sft.max_length
+    train = encode(found.train, lambda record: formatter.demonstration(record, limit), found.report)
+    held_out = encode(found.held_out, lambda record: formatter.demonstration(record, limit), found.report)
+    _finish(found.report, train, held_out, [len(row.input_ids) for row in train.rows], limit)
+    return train, held_out, found.report
+
+
+def encode_pairs(
+    data: DataSettings, formatter: ChatFormatter, seed: int
+) -> tuple[EncodedSet[PreferencePair, EncodedPair], EncodedSet[PreferencePair, EncodedPair], dict[str, Any]]:
+    """Training pairs, held-out pairs and the data report of `data.preference`.
+
+    Raises:
+        DataError: nothing is left to train on; the message says what removed most.
+    """
+    found = preference_pairs(data, seed)
+    assert data.preference is not None
+    limit = data.preference.max_length
+    train = encode(found.train, lambda record: formatter.pair(record, limit), found.report)
+    held_out = encode(found.held_out, lambda record: formatter.pair(record, limit), found.report)
+    lengths = [len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids)) for row in train.rows]
+    _finish(found.report, train, held_out, lengths, limit)
+    return train, held_out, found.report
+
+
+def prompt_hashes(records: Sequence[Demonstration | PreferencePair | Prompt]) -> list[str]:
+    """Sorted hashes of the records' prompts, to tell later what a policy has been trained on."""
+    return sorted({prompt_hash(prompt_messages(record)) for record in records})
+
+
+def without_seen(records: Sequence[R], seen: frozenset[str]) -> list[R]:
+    """The records whose prompts are not among the given hashes."""
+    return [record for record in records if prompt_hash(prompt_messages(record)) not in seen]
+
+
+def _load(
+    name: str,
+    settings: DataSetSettings,
+    read: Callable[[SourceSpec], ReadResult[R]],
+    held_out: float,
+    seed: int,
+) -> DataSet[R]:
+    chosen: list[tuple[Sequence[R], float | None]] = []
+    evaluation: list[R] = []
+    dropped: Counter[str] = Counter()
+    sources = []
+    for source in settings.sources:
+        result = read(SourceSpec(path=source.path, format=source.format, revision=source.revision, split=source.split))
+        parts: Split[R] = split_records(result.records, settings.eval_fraction, held_out)
+        train = drop_duplicates(parts.train)
+        picked = limit_records(train.records, source.limit, seed)
+        chosen.append((picked, source.weight))
+        evaluation += parts.eval
+        dropped.update(train.dropped)
+        dropped["held_out_by_another_set"] += len(parts.held_elsewhere)
+        dropped["prompt_is_held_out"] += len(parts.forbidden)
+        dropped["over_limit"] += len(train.records) - len(picked)
+        sources.append(_source_report(source, result))
+    mixed = mix(chosen, seed)
+    dropped["outside_mixture"] += sum(len(records) for records, _ in chosen) - len(mixed)
+    train_rows = drop_duplicates(mixed)
+    dropped.update(train_rows.dropped)
+    every_held_out = drop_duplicates(evaluation).records
+    limited = limit_records(every_held_out, settings.eval_limit, EVALUATION_SEED)
+    dropped["held_out_over_limit"] += len(every_held_out) - len(limited)
+    report = {"sources": sources, "dropped": {reason: count for reason, count in dropped.items() if count}}
+    return DataSet(name, list(train_rows.records), limited, report)
+
+
+def _source_report(source: SourceSettings, result: ReadResult[Any]) -> dict[str, Any]:
+    return {
+        "path": source.path,
+        "format": result.format,
+        "recognised_by": result.why,
+        "rows_read": result.rows_read,
+        "kept": len(result.records),
+        "dropped": result.dropped,
+        "dropped_examples": [[row, reason] for row, reason in result.examples],
+    }
+
+
+def _finish(
+    report: dict[str, Any], train: EncodedSet[Any, Any], held_out: EncodedSet[Any, Any], lengths: list[int], limit: int
+) -> None:
+    if not train.rows:
+        reasons = sorted(report["dropped"].items(), key=lambda item: -item[1]) or [("all_held_out", 0)]
+        listed = ", ".join(f"{reason} {count}" for reason, count in reasons)
+        paths = ", ".join(source["path"] for source in report["sources"])
+        raise DataError(
+            f"{paths}: no row is left to train on, most went as {reasons[0][0]} ({listed}); sequences may have "
+            f"{limit} tokens, set max_length, limit or eval_fraction accordingly"
+        )
+    ordered = sorted(lengths)
+    report["train_rows"] = len(train.rows)
+    report["eval_rows"] = len(held_out.rows)
+    report["tokens"] = {
+        "mean": round(sum(ordered) / len(ordered), 1),
+        "p95": ordered[int(0.95 * (len(ordered) - 1))],
+        "max": ordered[-1],
+    }

@@ -1,0 +1,45 @@
+"""One module per kind of task; each offers one `FAMILY`."""
+
+from data_prep.samples.families import (
+    arithmetic,
+    classification,
+    code,
+    conversion,
+    dates,
+    explanation,
+    extraction,
+    filtering,
+    harmless,
+    multi_turn,
+    premise,
+    refusal,
+    rewriting,
+    sorting,
+    summary,
+    translation,
+    unknown,
+)
+from data_prep.samples.tasks import Family
+
+FAMILIES: tuple[Family, ...] = tuple(
+    module.FAMILY
+    for module in (
+        arithmetic,
+        conversion,
+        dates,
+        sorting,
+        filtering,
+        extraction,
+        classification,
+        rewriting,
+        summary,
+        code,
+        translation,
+        multi_turn,
+        refusal,
+        harmless,
+        unknown,
+        premise,
+        explanation,
+    )
+)

@@ -1,0 +1,226 @@
+"""A run directory, read into frozen records. What is missing or half written is listed in `Run.gaps`.
+
+Comes before everything else in this package; knows where files lie and what their keys are called, nothing of how they
+are shown.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.report import files
+from evaluation.report.provenance import Provenance, provenance_from
+from pipeline.errors import DataError
+
+EVALUATION = "evaluation"
+"""The folder, and the ledger's name, of the stage that measures the policies."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One line of a stage's `metrics.jsonl`. `value` is None where it was not a finite number."""
+
+    split: str
+    name: str
+    step: float
+    value: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage as the ledger, its results, its sealed manifest and its curves tell it."""
+
+    name: str
+    kind: str
+    status: str
+    reason: str
+    key: str
+    seconds: float | None
+    metrics: Mapping[str, Any]
+    provenance: Provenance | None
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How one measure differs between two policies on the same prompts: `after` minus `before`."""
+
+    metric: str
+    before: str
+    after: str
+    difference: float
+    bounds: tuple[float, float] | None
+    n: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """How many prompts of one family a policy answered right."""
+
+    n: int | None
+    correct: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One policy's greedy answer to one held-out prompt. `correct` is None where no rule can judge."""
+
+    prompt_id: str
+    policy: str
+    family: str
+    prompt: tuple[tuple[str, str], ...]
+    response: str
+    correct: bool | None
+    tokens: int | None
+    eos: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """All that a run directory says."""
+
+    directory: Path
+    name: str
+    started: str
+    command: str
+    versions: Mapping[str, Any]
+    recipe: str
+    stages: tuple[Stage, ...]
+    reference: str
+    policies: Mapping[str, Mapping[str, Any]]
+    families: Mapping[str, Mapping[str, Tally]]
+    comparisons: tuple[Comparison, ...]
+    answers: tuple[Answer, ...]
+    gaps: tuple[str, ...]
+    """What could not be read, one sentence each."""
+
+
+def load_run(directory: Path) -> Run:
+    """Read `directory`; only a directory that does not exist is an error."""
+    if not directory.is_dir():
+        raise DataError(f"{directory}: there is no such run directory")
+    gaps: list[str] = []
+    ledger = files.read_json(directory / "run.json", gaps, "run.json")
+    results = files.read_json(directory / "results.json", gaps, "results.json")
+    recipe = files.read_text(directory / "recipe.yaml", gaps, "recipe.yaml")
+    measured = files.mapping(results.get("evaluation"))
+    stages = _stages(directory, ledger, results, gaps)
+    answers = _answers(directory, measured, stages, gaps)
+    return Run(
+        directory=directory,
+        name=files.text(results.get("name") or ledger.get("name")) or directory.resolve().name,
+        started=files.text(ledger.get("started")),
+        command=_command(ledger.get("command")),
+        versions=files.mapping(ledger.get("versions")),
+        recipe=recipe,
+        stages=stages,
+        reference=files.text(measured.get("reference")),
+        policies={name: files.mapping(row) for name, row in files.mapping(measured.get("policies")).items()},
+        families={name: _tallies(row) for name, row in files.mapping(measured.get("families")).items()},
+        comparisons=tuple(c for row in files.objects(measured.get("comparisons")) if (c := _comparison(row))),
+        answers=answers,
+        gaps=tuple(gaps),
+    )
+
+
+def _command(value: object) -> str:
+    return shlex.join(map(str, value)) if isinstance(value, list) else files.text(value)
+
+
+def _stages(
+    directory: Path, ledger: Mapping[str, Any], results: Mapping[str, Any], gaps: list[str]
+) -> tuple[Stage, ...]:
+    """Every stage that the ledger or the results name, in the ledger's order; the evaluation last."""
+    rows = {files.text(row.get("name")): row for row in files.objects(ledger.get("stages")) if row.get("name")}
+    done = {name: files.mapping(row) for name, row in files.mapping(results.get("stages")).items()}
+    if results.get("evaluation"):
+        done[EVALUATION] = files.mapping(results["evaluation"])
+    names = list(dict.fromkeys([*rows, *done]))
+    return tuple(_stage(directory, name, rows.get(name, {}), done.get(name, {}), gaps) for name in names)
+
+
+def _stage(directory: Path, name: str, row: Mapping[str, Any], result: Mapping[str, Any], gaps: list[str]) -> Stage:
+    status = files.text(row.get("status") or result.get("status"))
+    sealed = status in ("done", "skipped")
+    # A stage that has not ended owes no manifest, and evaluation writes no curves: only real losses are worth a note.
+    found = files.read_json(directory / name / "manifest.json", gaps if sealed else [], f"{name}/manifest.json")
+    owes_curves = name != EVALUATION and status in ("done", "skipped", "running", "failed")
+    lines = files.read_jsonl(directory / name / "metrics.jsonl", gaps if owes_curves else [], f"{name}/metrics.jsonl")
+    provenance = provenance_from(found) if found else None
+    seconds = files.number(row.get("seconds"))
+    return Stage(
+        name=name,
+        kind=files.text(row.get("kind")) or (provenance.kind if provenance else ""),
+        status=status or "unknown",
+        reason=files.text(row.get("reason")),
+        key=files.text(row.get("key")) or (provenance.key if provenance else ""),
+        seconds=seconds if seconds is not None else files.number(result.get("seconds")),
+        metrics=files.mapping(result.get("metrics")) or (provenance.metrics if provenance else {}),
+        provenance=provenance,
+        points=tuple(point for line in lines if (point := _point(line))),
+    )
+
+
+def _point(line: Mapping[str, Any]) -> Point | None:
+    step, name = files.number(line.get("step")), files.text(line.get("name"))
+    if step is None or not name:
+        return None
+    return Point(
+        split=files.text(line.get("split")) or "train", name=name, step=step, value=files.number(line.get("value"))
+    )
+
+
+def _comparison(row: Mapping[str, Any]) -> Comparison | None:
+    difference = files.number(row.get("difference"))
+    if difference is None:
+        return None
+    return Comparison(
+        metric=files.text(row.get("metric")),
+        before=files.text(row.get("from")),
+        after=files.text(row.get("to")),
+        difference=difference,
+        bounds=files.bounds(row.get("ci95")),
+        n=files.whole(row.get("n")),
+    )
+
+
+def _tallies(row: object) -> Mapping[str, Tally]:
+    cells = {family: files.mapping(cell) for family, cell in files.mapping(row).items()}
+    return {
+        family: Tally(n=files.whole(cell.get("n")), correct=files.whole(cell.get("correct")))
+        for family, cell in cells.items()
+    }
+
+
+def _answers(
+    directory: Path, measured: Mapping[str, Any], stages: tuple[Stage, ...], gaps: list[str]
+) -> tuple[Answer, ...]:
+    ended = bool(measured) or any(s.name == EVALUATION and s.status in ("done", "skipped") for s in stages)
+    path = directory / EVALUATION / "answers.jsonl"
+    lines = files.read_jsonl(path, gaps if ended else [], f"{EVALUATION}/answers.jsonl")
+    return tuple(_answer(line) for line in lines if line.get("policy") is not None)
+
+
+def _answer(line: Mapping[str, Any]) -> Answer:
+    turns = line.get("prompt")
+    prompt = [(files.text(turn.get("role")), files.text(turn.get("content"))) for turn in files.objects(turns)]
+    if isinstance(turns, str):
+        prompt = [("user", turns)]
+    return Answer(
+        prompt_id=files.text(line.get("prompt_id")),
+        policy=files.text(line.get("policy")),
+        family=files.text(line.get("family")),
+        prompt=tuple(prompt),
+        response=files.text(line.get("response")),
+        correct=_flag(line.get("correct")),
+        tokens=files.whole(line.get("tokens")),
+        eos=_flag(line.get("eos")),
+    )
+
+
+def _flag(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None

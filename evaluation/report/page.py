@@ -1,0 +1,64 @@
+"""`report.html`: one page that needs nothing else, neither network nor script.
+
+Model answers are untrusted text: everything is escaped by the templates, control characters are taken out, and the
+page's own policy forbids scripts and outside content in case something is overlooked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from evaluation.report import measures, sections
+from evaluation.report.curves import curves
+from evaluation.report.load import Run, load_run
+from evaluation.report.words import findings, outcome_of, state
+from pipeline.durable import write_text_atomically
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_UNPRINTABLE = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160), *range(0xD800, 0xE000))}
+_UNPRINTABLE.update({ord("\t"): "\t", ord("\n"): "\n", ord("\r"): "\n"})
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into `run_dir` in one step and return its path; shows what there is of a half-done run."""
+    path = run_dir / "report.html"
+    write_text_atomically(path, render(load_run(run_dir)))
+    return path
+
+
+def render(run: Run) -> str:
+    """The page as text. The same run gives the same text: nothing in it depends on when or where it is made."""
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            run=run,
+            state=state(run),
+            findings=findings(run),
+            stage_outcomes=[(stage.name, told) for stage in run.stages if (told := outcome_of(stage))],
+            policies=sections.policy_table(run),
+            families=sections.family_table(run),
+            stage_curves=curves(run.stages),
+            data_uses=sections.data_uses(run),
+            samples=sections.samples(run),
+            lineage=sections.lineage(run),
+            surroundings=sections.surroundings(run),
+        )
+    )
+    return page.translate(_UNPRINTABLE)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for function in (measures.figures, measures.plain, measures.count, measures.duration):
+        environment.globals[function.__name__] = function
+    return environment

@@ -1,0 +1,122 @@
+"""A sealed artefact's `manifest.json` as frozen records: what it was made from, by what, on which data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.report.files import mapping, number, objects, text, whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """An artefact that went into this one, and as what."""
+
+    role: str
+    stage: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSource:
+    """One source of a data set: what was read, dropped (by reason) and kept."""
+
+    path: str
+    format: str
+    rows_read: int | None
+    dropped: Mapping[str, int]
+    kept: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSet:
+    """One named data set as the stage used it, after the sources were joined."""
+
+    name: str
+    sources: tuple[DataSource, ...]
+    train_rows: int | None
+    eval_rows: int | None
+    dropped: Mapping[str, int]
+    tokens: tuple[tuple[str, float], ...]
+    """Statistic of the length of a row (`mean`, `p95`, `max`), in tokens."""
+    prompts_truncated: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What the report shows of a manifest; unlike the strict record of the artefact it bears gaps."""
+
+    kind: str
+    key: str
+    created: str
+    parents: tuple[Parent, ...]
+    base: str
+    seed: int | None
+    world_size: int | None
+    precision: str
+    device: str
+    commit: str
+    dirty: bool
+    libraries: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    data: tuple[DataSet, ...]
+
+
+def provenance_from(raw: Mapping[str, Any]) -> Provenance:
+    """The records of one manifest; whatever it lacks stays empty."""
+    code = mapping(raw.get("code"))
+    return Provenance(
+        kind=text(raw.get("stage_kind") or raw.get("kind")),
+        key=text(raw.get("key")),
+        created=text(raw.get("created")),
+        parents=tuple(
+            Parent(role=text(row.get("role")), stage=text(row.get("stage")), key=text(row.get("key")))
+            for row in objects(raw.get("parents"))
+        ),
+        base=_base(mapping(raw.get("base"))),
+        seed=whole(raw.get("seed")),
+        world_size=whole(raw.get("world_size")),
+        precision=text(raw.get("precision")),
+        device=text(raw.get("device")),
+        commit=text(code.get("commit")),
+        dirty=code.get("dirty") is True,
+        libraries=mapping(raw.get("libraries")),
+        metrics=mapping(raw.get("metrics")),
+        data=tuple(_data_set(name, mapping(row)) for name, row in mapping(raw.get("data")).items()),
+    )
+
+
+def _base(raw: Mapping[str, Any]) -> str:
+    """One line that tells two base models apart: name, revision, start of the fingerprint."""
+    name, revision, fingerprint = (text(raw.get(key)) for key in ("name", "revision", "fingerprint"))
+    parts = [name, f"revision {revision}" if revision else "", f"fingerprint {fingerprint[:12]}" if fingerprint else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def _data_set(name: str, raw: Mapping[str, Any]) -> DataSet:
+    tokens = mapping(raw.get("tokens"))
+    return DataSet(
+        name=name,
+        sources=tuple(_source(row) for row in objects(raw.get("sources"))),
+        train_rows=whole(raw.get("train_rows")),
+        eval_rows=whole(raw.get("eval_rows")),
+        dropped=_counts(raw.get("dropped")),
+        tokens=tuple((key, value) for key in tokens if (value := number(tokens[key])) is not None),
+        prompts_truncated=whole(raw.get("prompts_truncated")),
+    )
+
+
+def _source(raw: Mapping[str, Any]) -> DataSource:
+    return DataSource(
+        path=text(raw.get("path")),
+        format=text(raw.get("format")),
+        rows_read=whole(raw.get("rows_read")),
+        dropped=_counts(raw.get("dropped")),
+        kept=whole(raw.get("kept")),
+    )
+
+
+def _counts(raw: object) -> Mapping[str, int]:
+    """Rows dropped per reason; reasons that dropped nothing are no news."""
+    return {reason: count for reason, value in mapping(raw).items() if (count := whole(value))}

@@ -1,0 +1,124 @@
+"""The closing words on the terminal: a table of the policies, the comparisons in words, and where to read on.
+
+Made for 80 columns and for a log file as much as for a terminal: colour only adds, it never carries meaning.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from evaluation.report.load import Run, load_run
+from evaluation.report.measures import Cell, Measure, cell, figures, measured
+from evaluation.report.words import Sentence, findings, outcome_of, state
+
+_STYLES = {"better": "green", "worse": "red", "unsure": "yellow", "running": "yellow", "failed": "bold red"}
+
+
+_GAP = 2
+
+
+def print_summary(run_dir: Path, console: Console | None = None) -> None:
+    """Print what the run in `run_dir` shows, on `console` or else on standard output."""
+    console = console or Console(highlight=False)
+    run = load_run(run_dir)
+    _say(console, f"{run.name}: {state(run).text}", _STYLES.get(state(run).tone, ""))
+    for table in _tables(run, console):
+        console.print()
+        console.print(table)
+    console.print()
+    for sentence in _sentences(run):
+        _say(console, sentence.text, _STYLES.get(sentence.tone, ""))
+    further = sum(not finding.outcome for finding in findings(run))
+    if further:
+        _say(console, f"{further} further {'comparison' if further == 1 else 'comparisons'} in the report.")
+    if any(row.bounds for row in run.comparisons):
+        _say(console, "Brackets and ± are 95 % intervals over the prompts.", "dim")
+    console.print()
+    for path in (run_dir / "report.html", run_dir / "results.json"):
+        if path.exists():
+            _say(console, f"{path.stem:<8}{_short(path)}")
+
+
+def _sentences(run: Run) -> Iterator[Sentence]:
+    """The verdict; without one, what each stage says about itself."""
+    outcomes = [finding for finding in findings(run) if finding.outcome]
+    if outcomes:
+        yield from outcomes
+        return
+    for stage in run.stages:
+        if told := outcome_of(stage):
+            yield Sentence(text=f"{stage.name}: {told}", tone="plain")
+
+
+def _tables(run: Run, console: Console) -> list[Table]:
+    """One table where the width allows it, else several with the policies repeated: no column is squeezed or cut."""
+    names = ["policy", *run.policies]
+    columns = [_column(run, measure) for measure in measured(run.policies.values())]
+    room = console.width - max(map(len, names)) - 2 * _GAP
+    return [_table(console, [names, *group]) for group in _split(columns, room)]
+
+
+def _column(run: Run, measure: Measure) -> list[str]:
+    """Head and cells of one measure."""
+    unit = "" if measure.unit.startswith("nats") else measure.unit
+    head = f"{measure.short} {unit}".strip().replace(" ", "\n", 1)
+    return [head, *(_figure(measure, cell(row, measure)) for row in run.policies.values())]
+
+
+def _figure(measure: Measure, shown: Cell) -> str:
+    """`52.0 ±7.9`: the value and half the width of its interval."""
+    half = None if shown.bounds is None else (shown.bounds[1] - shown.bounds[0]) / 2
+    value, spread = figures(measure, shown.value, half)
+    return value if shown.value is None or half is None else f"{value} ±{spread}"
+
+
+def _split(columns: list[list[str]], room: int) -> list[list[list[str]]]:
+    """The columns in as few groups as fit into `room`, evenly filled where that fits too."""
+    groups: list[list[list[str]]] = []
+    for column in columns:
+        if not groups or _width([*groups[-1], column]) > room:
+            groups.append([])
+        groups[-1].append(column)
+    size = -(-len(columns) // max(1, len(groups)))
+    even = [columns[start : start + size] for start in range(0, len(columns), max(1, size))]
+    return even if all(_width(group) <= room for group in even) else groups
+
+
+def _width(columns: list[list[str]]) -> int:
+    return sum(max(len(line) for text in column for line in text.split("\n")) + _GAP for column in columns)
+
+
+def _table(console: Console, columns: list[list[str]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, _GAP, 0, 0), show_edge=False, header_style="bold")
+    for i, (head, *_) in enumerate(columns):
+        table.add_column(_text(console, head), justify="right" if i else "left", vertical="bottom", overflow="fold")
+    for row in zip(*(cells for _, *cells in columns), strict=True):
+        table.add_row(*(_text(console, text) for text in row))
+    return table
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    console.print(_text(console, text, style), overflow="fold")
+
+
+def _text(console: Console, text: str, style: str = "") -> Text:
+    """`text` as it is, never read as markup, in characters that this console's encoding has."""
+    printable = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    try:
+        printable.encode(console.encoding)
+    except UnicodeEncodeError:
+        plainer = printable.replace("±", "+-").replace("–", "-")
+        printable = plainer.encode(console.encoding, "replace").decode(console.encoding)
+    return Text(printable, style=style)
+
+
+def _short(path: Path) -> str:
+    """The path as one would type it here, when that is shorter."""
+    return min(str(path), os.path.relpath(path), key=len)

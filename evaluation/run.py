@@ -1,0 +1,225 @@
+"""Evaluation as a sealed node of a run: every policy side by side on the same held-out rows and prompts.
+
+Takes: all policies of the run and the held-out part of its data. Gives: `answers.jsonl` and the figures of
+`results.json`. Each measurement is kept as soon as it is made, so an interrupted evaluation goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from data_prep.build import encode, encode_demonstrations, held_out_prompts, without_seen
+from data_prep.chat import ChatFormatter
+from data_prep.clean import limit_records
+from data_prep.records import Prompt
+from evaluation.generate import Generator
+from evaluation.likelihood import Scorer
+from evaluation.measures import (
+    Answered,
+    answer_all,
+    base_row,
+    kl_row,
+    perplexity_row,
+    preference_row,
+    rule_comparison,
+    rule_families,
+    rule_row,
+)
+from evaluation.policies import BASE, Policies
+from pipeline.artefact import Artefact
+from pipeline.context import (
+    StageContext,
+    StageResult,
+    once,
+    require_same_base,
+    require_same_tokenizer,
+    seen_prompts,
+)
+from pipeline.errors import PreemptedError
+from pipeline.models.load import describe_tokenizer, device, load_tokenizer
+from pipeline.recipe.lineage import policy_of
+from pipeline.recipe.schema import DpoSettings, Recipe
+from pipeline.runtime import resolve_precision
+
+READABLE_PROMPTS = 24
+"""So many prompts are answered for reading when no prompt has a rule to score answers by."""
+SEED = 0
+"""Prompts are drawn alike in every run, so that runs which differ by seed are judged on the same ones."""
+
+
+def run(context: StageContext) -> StageResult:
+    """Measure every policy and leave answers and figures in the context's folder."""
+    recipe = context.recipe
+    tokenizer = load_tokenizer(context.base_folder, recipe.data.chat_template)
+    description = describe_tokenizer(tokenizer)
+    require_same_base(context)
+    require_same_tokenizer(context, description)
+    artefacts: dict[str, Artefact] = dict(context.parents)
+    precision = resolve_precision(next(reversed(recipe.stages.values())).precision)
+    evaluation = _Evaluation(context, ChatFormatter(tokenizer), description.pad_id, precision, artefacts)
+    rows = {name: evaluation.row(name) for name in evaluation.policies.names}
+    answers = evaluation.all_answers()
+    if context.ranks.is_first:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in evaluation.answer_lines(answers))
+        (context.folder / "answers.jsonl").write_text(text, encoding="utf-8")
+    metrics = {
+        "reference": evaluation.reference,
+        "policies": rows,
+        "families": {name: rule_families(evaluation.prompts, found) for name, found in answers.items()},
+        "comparisons": _comparisons(recipe, answers),
+    }
+    return StageResult(
+        form="none", tokenizer=description, precision=precision, device=str(device()), data={}, metrics=metrics
+    )
+
+
+class _Evaluation:
+    """One run's measurements; every rank goes through the same ones in the same order."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        formatter: ChatFormatter,
+        pad_id: int,
+        precision: str,
+        artefacts: dict[str, Artefact],
+    ):
+        self._context = context
+        self._recipe = context.recipe
+        self._formatter = formatter
+        self._pad_id = pad_id
+        self._precision = precision
+        self._artefacts = artefacts
+        self._seen = seen_prompts(artefacts)
+        self._tasks = set(context.recipe.evaluation.tasks)
+        self.policies = Policies(artefacts, context.base_folder, context.recipe.model)
+        self.reference = _reference(context.recipe)
+        self._prompts = self._choose_prompts()
+
+    def row(self, name: str) -> dict[str, Any]:
+        """All columns of one policy."""
+        row = base_row()
+        row.update(rule_row(self._answers(name)) if "rules" in self._tasks else {})
+        if "perplexity" in self._tasks and self._recipe.data.sft is not None:
+            row.update(self._kept(f"perplexity-{name}", name, self._perplexity))
+        if "kl" in self._tasks and self._prompts and name != self.reference:
+            row.update(self._kept(f"kl-{name}", name, self._kl))
+        elif "kl" in self._tasks and self._prompts:
+            row.update(kl_to_reference=0.0, kl_ci95=[0.0, 0.0])
+        if "preference" in self._tasks and name in self._artefacts:
+            row.update(preference_row(self._artefacts[name].path))
+        return row
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts that are answered, in order."""
+        return [prompt for prompt, _ in self._prompts]
+
+    def all_answers(self) -> dict[str, list[Answered]]:
+        """Every policy's greedy answers, by policy."""
+        return {name: self._answers(name) for name in self.policies.names} if "rules" in self._tasks else {}
+
+    def answer_lines(self, answers: dict[str, list[Answered]]) -> list[dict[str, Any]]:
+        """The lines of `answers.jsonl`: prompt by prompt, each policy's answer below the other's."""
+        lines = []
+        for index, (prompt, _) in enumerate(self._prompts):
+            for name, found in answers.items():
+                lines.append(
+                    {
+                        "prompt_id": index,
+                        "policy": name,
+                        "family": prompt.origin.family,
+                        "prompt": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
+                        "response": found[index].text,
+                        "correct": found[index].correct,
+                        "tokens": found[index].tokens,
+                        "eos": found[index].stopped,
+                    }
+                )
+        return lines
+
+    def _choose_prompts(self) -> list[tuple[Prompt, list[int]]]:
+        """Held-out prompts that no policy was trained on; those with a rule first, as only they can be scored."""
+        found = held_out_prompts(self._recipe.data)
+        unseen = without_seen(found.held_out, self._seen)
+        with_rule = [prompt for prompt in unseen if prompt.check is not None]
+        settings = self._recipe.evaluation
+        wanted = settings.prompts if with_rule else min(settings.prompts, READABLE_PROMPTS)
+        chosen = limit_records(with_rule or unseen, max(wanted, settings.kl_prompts), SEED)
+        longest = self._recipe.data.prompts.max_prompt_length
+        encoded = encode(chosen, lambda prompt: self._formatter.prompt(prompt, longest), found.report)
+        return [(prompt, row.ids) for prompt, row in zip(encoded.records, encoded.rows, strict=True)]
+
+    def _answers(self, name: str) -> list[Answered]:
+        if not self._prompts:
+            return []
+
+        def compute(policy: str) -> dict[str, Any]:
+            with self.policies.use(policy) as model:
+                found = answer_all(
+                    self._generator(model),
+                    self._prompts,
+                    self._recipe.evaluation.max_new_tokens,
+                    self._formatter,
+                    self._progress(f"answers of {policy}"),
+                )
+            return {"answers": [answer.as_list() for answer in found]}
+
+        kept = self._kept(f"answers-{name}", name, compute)
+        return [Answered.from_list(values) for values in kept["answers"]]
+
+    def _perplexity(self, name: str) -> dict[str, Any]:
+        _, held_out, _ = encode_demonstrations(self._recipe.data, self._formatter, self._recipe.seed)
+        records = {id(record) for record in without_seen(held_out.records, self._seen)}
+        rows = [row for record, row in zip(held_out.records, held_out.rows, strict=True) if id(record) in records]
+        if not rows:
+            return {}
+        with self.policies.use(name) as model:
+            scorer = self._scorer(model)
+            return perplexity_row(scorer, rows, self._progress(f"perplexity of {name}"))
+
+    def _kl(self, name: str) -> dict[str, Any]:
+        prompts = [ids for _, ids in self._prompts[: self._recipe.evaluation.kl_prompts]]
+        settings = self._recipe.evaluation
+        task = f"KL of {name} to {self.reference}"
+        return kl_row(
+            self.policies, name, self.reference, prompts, self._generator, self._scorer, settings.max_new_tokens,
+            self._progress(task),
+        )  # fmt: skip
+
+    def _scorer(self, model: Any) -> Scorer:
+        size = self._recipe.evaluation.batch_size
+        return Scorer(model, self._pad_id, size, self._precision, self._context.ranks)
+
+    def _generator(self, model: Any) -> Generator:
+        size = self._recipe.evaluation.batch_size
+        stop_ids = self._formatter.stop_ids
+        return Generator(model, self._pad_id, stop_ids, size, self._precision, self._context.ranks)
+
+    def _kept(self, task: str, name: str, compute: Any) -> dict[str, Any]:
+        """A measurement made once, with a chance to stop before each."""
+        if self._context.stop.agreed():
+            raise PreemptedError("evaluation was asked to stop; run the same command again to go on")
+        return once(self._context, task, lambda: compute(name))
+
+    def _progress(self, task: str) -> Any:
+        return lambda done, total: self._context.console.progress(task, done, total)
+
+
+def _reference(recipe: Recipe) -> str:
+    """The policy that divergence is measured from: the one that preference training starts from."""
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, DpoSettings):
+            return policy_of(recipe, name) or BASE
+    return BASE
+
+
+def _comparisons(recipe: Recipe, answers: dict[str, list[Answered]]) -> list[dict[str, Any]]:
+    """Each stage against the policy it started from."""
+    found = []
+    for name in recipe.stages:
+        start = policy_of(recipe, name) or BASE
+        if answers.get(name):
+            found.append(rule_comparison(start, answers[start], name, answers[name]))
+    return [comparison for comparison in found if comparison]

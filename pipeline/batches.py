@@ -1,0 +1,76 @@
+"""Padding, and the alignment convention of everything that is computed per token.
+
+Index r is response token r: `token_logps[r] = log pi(y_r | x, y_<r)`. Masks are true up to and including EOS.
+Sequences are padded on the left where responses must end together (generation, scoring), positions always come from
+the mask, and masks are carried from the data on: no id means "padding". Only this module pads. Layer 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ScoringBatch(NamedTuple):
+    """B sequences padded on the left to T tokens; their last R positions hold every response."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    """True on real tokens."""
+    positions_BT: Tensor
+    response_mask_BT: Tensor
+    """True on response tokens, EOS included."""
+    responses_within: int
+    """R: no response token lies before the last R positions."""
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) and mask (B, T) of rows that end together.
+
+    Args:
+        rows: token ids, of any lengths above 0.
+        pad_id: fills the front; its value never matters.
+    """
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[index, width - len(row) :] = True
+    return ids, mask
+
+
+def positions(mask_BT: Tensor) -> Tensor:
+    """Position ids from a mask: real tokens count from 0, padding gets 0 (any constant would do)."""
+    return (mask_BT.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def scoring_batch(rows: Sequence[tuple[Sequence[int], Sequence[bool]]], pad_id: int) -> ScoringBatch:
+    """Pad rows of (ids, response mask) for scoring.
+
+    Raises:
+        ValueError: a response mask that differs in length from its ids, or marks the first token (which nothing
+            predicts).
+    """
+    for ids, response_mask in rows:
+        if len(ids) != len(response_mask):
+            raise ValueError(f"{len(ids)} ids but a response mask of {len(response_mask)}")
+        if response_mask[0]:
+            raise ValueError("the first token cannot be a response: nothing predicts it")
+    ids_BT, mask_BT = pad_left([ids for ids, _ in rows], pad_id)
+    response_mask_BT = torch.zeros_like(mask_BT)
+    for index, (ids, response_mask) in enumerate(rows):
+        response_mask_BT[index, ids_BT.shape[1] - len(ids) :] = torch.tensor(response_mask, dtype=torch.bool)
+    marked = response_mask_BT.any(0).nonzero()
+    within = ids_BT.shape[1] - int(marked[0]) if len(marked) else 0
+    return ScoringBatch(ids_BT, mask_BT, positions(mask_BT), response_mask_BT, within)
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first, so that little is padding and the peak comes early."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,88 @@
+"""Commit protocol for checkpoints inside a stage: a checkpoint counts only once its marker is in place.
+
+The trainer's own writer fills `checkpoint-N`; after a barrier the first process hashes and flushes every file and
+renames `COMPLETE.json` into place. Older checkpoints go only then. Resuming takes the newest complete one whose
+hashes still match; everything else is debris of an interrupted save. A marker, not a rename of the folder: with
+several writers a rename can strand shards of slower ranks. Layer 0, stdlib only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from pipeline.durable import fsync_path, full_disk_named, read_json, sha256_file, write_json_atomically
+
+MARKER = "COMPLETE.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def commit(checkpoint: Path) -> None:
+    """Declare a fully written checkpoint complete: hash, flush, then write the marker.
+
+    Call on one process, after a barrier that says every process has written its part.
+    """
+    with full_disk_named(checkpoint):
+        files = {}
+        for path in _files(checkpoint):
+            fsync_path(path)
+            files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for folder in {path.parent for path in _files(checkpoint)} | {checkpoint.parent}:
+            fsync_path(folder)
+    write_json_atomically(checkpoint / MARKER, {"step": step_of(checkpoint), "files": files})
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the marker is there and every file it names is unchanged."""
+    try:
+        files = read_json(checkpoint / MARKER)["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.is_file() or path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
+            return False
+    return True
+
+
+def newest_complete(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The checkpoint to resume from, if any, and the newer ones passed over because they are incomplete.
+
+    Order is by step number, never by time: clocks and copies lie.
+    """
+    passed_over = []
+    for checkpoint in sorted(all_checkpoints(folder), key=step_of, reverse=True):
+        if is_complete(checkpoint):
+            return checkpoint, passed_over
+        passed_over.append(checkpoint)
+    return None, passed_over
+
+
+def keep_only(folder: Path, keep: Path | None) -> None:
+    """Delete every checkpoint but one. The marker goes first, so that a kill leaves no half-deleted "complete" one."""
+    for checkpoint in all_checkpoints(folder):
+        if keep is None or checkpoint.name != keep.name:
+            (checkpoint / MARKER).unlink(missing_ok=True)
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Every folder named like a checkpoint, complete or not."""
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step in a checkpoint's name."""
+    match = _NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise ValueError(f"{checkpoint} is not named like a checkpoint")
+    return int(match[1])
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    found = [Path(root) / name for root, _, names in os.walk(checkpoint) for name in names]
+    return sorted(path for path in found if path.name != MARKER and not path.name.endswith(".tmp"))

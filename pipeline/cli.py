@@ -1,0 +1,149 @@
+"""The command line: `trivet run`, `trivet plan`, `trivet schema`. Light until there is work to do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from pipeline.console import Console, terminal_console
+from pipeline.errors import BusyError, TrivetError
+
+if TYPE_CHECKING:
+    from pipeline.runtime import Ranks
+    from pipeline.supervisor import Supervisor
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Parse, act, and exit with the code of `errors`: one sentence for a user's mistake, never a traceback."""
+    options = _parser().parse_args(arguments)
+    try:
+        code = options.action(options)
+    except TrivetError as error:
+        code = _fail(options, error.exit_code, str(error))
+    except KeyboardInterrupt:
+        code = _fail(options, 1, "interrupted")
+    except Exception as error:
+        traceback.print_exc()
+        code = _fail(options, 1, f"unexpected {type(error).__name__}: {error}")
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trivet", description="Three-stage alignment training from one recipe and one command."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="run a recipe; running it again goes on, or shows that all is done")
+    _add_recipe_arguments(run)
+    run.add_argument("--only", metavar="STAGE", help="run this stage alone; what it needs must be finished")
+    run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    run.add_argument("--force", metavar="STAGE", action="append", default=[], help="make this stage anew (repeatable)")
+    run.add_argument("--no-reuse", action="store_true", help="train everything anew, apart from other runs' results")
+    run.add_argument("--plan", action="store_true", help="show what would run and why, then stop")
+    run.add_argument("--in-process", action="store_true", help="run stages inside this process, for debugging")
+    run.set_defaults(action=_run)
+    plan = commands.add_parser("plan", help="show what a run would do and why")
+    _add_recipe_arguments(plan)
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.set_defaults(action=_plan)
+    schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
+    schema.set_defaults(action=_schema)
+    return parser
+
+
+def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a YAML file, such as recipes/alpaca_dpo.yaml")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="change a key, such as stages.dpo.beta=0.2; VALUE is YAML (repeatable)",
+    )  # fmt: skip
+    parser.add_argument("--output-dir", metavar="DIR", help="run directory (default: runs/<name>)")
+    parser.add_argument("--store", metavar="DIR", help="folder of shared artefacts (default: .store beside the run)")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pipeline.processes import launched_by_a_launcher
+    from pipeline.runtime import Ranks
+    from pipeline.worker import die_with_parent
+
+    if launched_by_a_launcher():
+        # A launcher that is killed outright leaves its children alive otherwise, and they hold the lock.
+        die_with_parent()
+    if options.plan:
+        return _plan(options)
+    ranks = Ranks.from_environment()
+    _supervisor(options, ranks, terminal_console() if ranks.is_first else Console(None)).run()
+    if ranks.is_first:
+        _record(options, 0, "")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from pipeline.runtime import Ranks
+
+    decisions = _supervisor(options, Ranks.from_environment(), Console(None)).plan()
+    rows = [
+        {"stage": d.node.name, "kind": d.node.kind, "action": d.action, "reason": d.reason, "key": d.node.key[:16]}
+        for d in decisions
+    ]
+    if getattr(options, "json", False):
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        does = "will run" if row["action"] == "run" else "is done "
+        print(f"{row['stage']:<14} {does}  {row['reason']}  ({row['key']})")
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from pipeline.recipe import recipe_json_schema
+
+    print(json.dumps(recipe_json_schema(), indent=2))
+    return 0
+
+
+def _supervisor(options: argparse.Namespace, ranks: Ranks, console: Console) -> Supervisor:
+    from pipeline.recipe import check_batches, load_recipe
+    from pipeline.supervisor import RunOptions, Supervisor
+
+    loaded = load_recipe(Path(options.recipe), options.overrides, output_dir=options.output_dir)
+    check_batches(loaded.recipe, ranks.world_size, loaded.places)
+    options.run_dir = loaded.output_dir
+    chosen = RunOptions(
+        only=getattr(options, "only", None),
+        until=getattr(options, "until", None),
+        force=tuple(getattr(options, "force", ())),
+        store=options.store,
+        reuse=not getattr(options, "no_reuse", False),
+        in_process=getattr(options, "in_process", False),
+    )
+    return Supervisor(loaded, chosen, ranks, console)
+
+
+def _fail(options: argparse.Namespace, code: int, sentence: str) -> int:
+    """Say what went wrong, once however many processes there are."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(sentence, file=sys.stderr)
+        _record(options, code, sentence)
+    return code
+
+
+def _record(options: argparse.Namespace, code: int, sentence: str) -> None:
+    """Leave the outcome where a job script can read it: launchers turn every code into 1."""
+    outcome = json.dumps({"code": code, "sentence": sentence}) + "\n"
+    folder = getattr(options, "run_dir", None)
+    places = [Path(os.environ["TRIVET_EXIT_FILE"])] if os.environ.get("TRIVET_EXIT_FILE") else []
+    if folder is not None and folder.is_dir() and code != BusyError.exit_code:
+        places.append(folder / "exit.json")
+    for place in places:
+        try:
+            place.write_text(outcome)
+        except OSError as error:
+            print(f"(could not write {place}: {error})", file=sys.stderr)

@@ -1,0 +1,131 @@
+"""What every stage and the evaluation are given, what they return, and the checks on what was handed to them. Layer 2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.artefact import Artefact, TokenizerEntry
+from pipeline.console import Console
+from pipeline.durable import read_json, write_json_atomically
+from pipeline.errors import TrivetError
+from pipeline.models.source import BaseIdentity
+from pipeline.recipe.schema import Recipe
+from pipeline.runtime import Ranks, StopRequest, barrier
+from pipeline.tracking import Tracker
+
+TRAIN_PROMPTS = "train_prompts.txt"
+"""In a policy's artefact: hashes of the prompts that it, or a policy it grew from, was trained on."""
+HELD_OUT_PAIRS = "held_out_pairs.jsonl"
+"""In a DPO artefact: each held-out pair's margin before and after, with its family and fault."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageContext:
+    """Everything a stage may look at besides its own settings."""
+
+    recipe: Recipe
+    stage: str
+    folder: Path
+    """The artefact's folder, to be filled; only the first rank writes results into it."""
+    parents: Mapping[str, Artefact]
+    """Opened and checked, by role."""
+    base: BaseIdentity
+    base_folder: Path
+    ranks: Ranks
+    stop: StopRequest
+    console: Console
+    tracker: Tracker
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the stage's checkpoints lie while it runs."""
+        return self.folder / "checkpoints"
+
+    @property
+    def work(self) -> Path:
+        """Intermediate results that survive an interruption but are not part of the artefact."""
+        return self.folder / "work"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """What goes into the manifest besides what the worker knows itself."""
+
+    form: Literal["adapter", "model", "none"]
+    tokenizer: TokenizerEntry
+    precision: str
+    device: str
+    data: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+Stage = Callable[[StageContext], StageResult]
+
+
+def once(context: StageContext, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A result that an interrupted and repeated stage computes only once: kept in the stage's work folder.
+
+    Every rank must call this; all compute or none does, as the file's presence is agreed through a barrier.
+    """
+    path = context.work / f"{name}.json"
+    barrier()
+    if path.is_file():
+        return dict(read_json(path))
+    value = compute()
+    barrier()
+    if context.ranks.is_first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(path, value)
+    barrier()
+    return value
+
+
+def require_same_tokenizer(context: StageContext, mine: TokenizerEntry) -> None:
+    """Refuse parents whose tokens mean something else here.
+
+    Raises:
+        TrivetError: naming both sides and what differs.
+    """
+    for role, parent in context.parents.items():
+        differing = parent.manifest.tokenizer.differences(mine)
+        if differing:
+            theirs = {name: getattr(parent.manifest.tokenizer, name) for name in differing}
+            ours = {name: getattr(mine, name) for name in differing}
+            raise TrivetError(
+                f"stage {context.stage}: its {role} {parent.manifest.stage} was made with another tokenizer or chat "
+                f"template ({_short(theirs)}) than this stage uses ({_short(ours)}); give both the same "
+                f"data.chat_template and model.base, or remake it with `--force {parent.manifest.stage}`"
+            )
+
+
+def require_same_base(context: StageContext) -> None:
+    """Refuse parents whose adapter belongs to other base weights.
+
+    Raises:
+        TrivetError: naming both sides.
+    """
+    for role, parent in context.parents.items():
+        base = parent.manifest.base
+        if base.fingerprint != context.base.fingerprint:
+            raise TrivetError(
+                f"stage {context.stage}: its {role} {parent.manifest.stage} belongs to base {base.name} "
+                f"({base.fingerprint[:12]}), this run uses {context.base.name} ({context.base.fingerprint[:12]}); "
+                f"remake it with `--force {parent.manifest.stage}`"
+            )
+
+
+def seen_prompts(parents: Mapping[str, Artefact]) -> frozenset[str]:
+    """Hashes of every prompt that the given policies were trained on."""
+    found: set[str] = set()
+    for parent in parents.values():
+        path = parent.path / TRAIN_PROMPTS
+        if path.is_file():
+            found.update(path.read_text(encoding="utf-8").split())
+    return frozenset(found)
+
+
+def _short(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {str(value)[:12]}" for name, value in values.items())

@@ -1,0 +1,90 @@
+"""Files that survive a power cut: written aside, flushed to disk, then renamed into place. Layer 0, stdlib only."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DiskError
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex SHA-256 of a value's canonical JSON: keys sorted, no spaces, so that equal values hash equally."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file's or a folder's own entry to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader sees the old text or the new, whatever happens in between."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with full_disk_named(path.parent):
+        with aside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+        fsync_path(path.parent)
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """`write_text_atomically` for a JSON value; NaN is refused, since JSON has none."""
+    write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file written by `write_json_atomically`."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Turn "no space left" (and a quota or a read-only disk) into one sentence with the folder and what is free.
+
+    Libraries wrap the original error (safetensors and torch raise their own types), so the text is searched too.
+    """
+    try:
+        yield
+    except DiskError:
+        raise
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        text = str(error)
+        written_short = "unexpected pos" in text or "PytorchStreamWriter failed" in text
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or written_short:
+            free = shutil.disk_usage(_existing(folder)).free / 1e6
+            raise DiskError(
+                f"disk full while writing to {folder} ({free:,.1f} MB free); free some space, or point output_dir to "
+                "another disk, and run the same command again: everything finished so far is kept"
+            ) from error
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise DiskError(f"cannot write to {folder}: {error}; choose another output_dir") from error
+        raise
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder

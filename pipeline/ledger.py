@@ -1,0 +1,85 @@
+"""`run.json`: what a run has done and is doing, kept up to date after every step. Stdlib only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.durable import read_json, write_json_atomically
+from pipeline.plan import Decision
+
+LEDGER = "run.json"
+
+
+class Ledger:
+    """The ledger of one run directory.
+
+    Args:
+        folder: the run directory.
+        name: the run's name.
+        command: how it was started.
+        versions: of the libraries.
+    """
+
+    def __init__(self, folder: Path, name: str, command: Sequence[str], versions: dict[str, str]):
+        self._path = folder / LEDGER
+        self._value: dict[str, Any] = {
+            "name": name,
+            "command": list(command),
+            "versions": versions,
+            "started": _now(),
+            "finished": None,
+            "stages": [],
+        }
+
+    def plan(self, decisions: Sequence[Decision]) -> None:
+        """Enter every node as pending."""
+        self._value["stages"] = [
+            {
+                "name": decision.node.name,
+                "kind": decision.node.kind,
+                "key": decision.node.key,
+                "status": "pending",
+                "reason": decision.reason,
+                "started": None,
+                "seconds": None,
+                "artefact": str(decision.node.folder),
+            }
+            for decision in decisions
+        ]
+        self._write()
+
+    def update(self, stage: str, **values: Any) -> None:
+        """Change a stage's entry: status (pending, running, done, skipped, failed, interrupted), seconds, reason."""
+        entry = next(entry for entry in self._value["stages"] if entry["name"] == stage)
+        if values.get("status") == "running":
+            entry["started"] = _now()
+        entry.update(values)
+        self._write()
+
+    def finish(self) -> None:
+        """Note that the run came to its end."""
+        self._value["finished"] = _now()
+        self._write()
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The entries, in order."""
+        return [dict(entry) for entry in self._value["stages"]]
+
+    def _write(self) -> None:
+        write_json_atomically(self._path, self._value)
+
+
+def previous_keys(folder: Path) -> dict[str, str]:
+    """Stage name to key, of the last run in a folder; empty when there was none."""
+    try:
+        return {entry["name"]: entry["key"] for entry in read_json(folder / LEDGER)["stages"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

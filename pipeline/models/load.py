@@ -1,0 +1,114 @@
+"""Load a tokenizer and a base model as the recipe says: dtype, quantisation, attention, chat template, pad token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from data_prep.chat import ChatFormatter
+from data_prep.templates import template_text
+from pipeline.artefact import TokenizerEntry
+from pipeline.durable import sha256_json
+from pipeline.errors import RecipeError, SourceUnreachableError
+from pipeline.recipe.schema import ModelSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_tokenizer(folder: Path, chat_template: str) -> PreTrainedTokenizerBase:
+    """The tokenizer with the chat template that the recipe chooses.
+
+    Args:
+        folder: the model's local folder.
+        chat_template: `auto`, a name of `data_prep.templates`, or a path to a .jinja file.
+
+    A tokenizer without a pad token pads with its EOS: every mask here is carried, none is derived from ids.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise SourceUnreachableError(f"model.base: the tokenizer in {folder} cannot be loaded: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise SourceUnreachableError(f"model.base: the tokenizer in {folder} has no end-of-sequence token; set one")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = template_text(chat_template, tokenizer.chat_template)
+    return tokenizer
+
+
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> TokenizerEntry:
+    """What the next stage compares with its own tokenizer before it trusts this one's tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    return TokenizerEntry(
+        sha256=sha256_json(vocabulary),
+        chat_template_sha256=sha256_json(tokenizer.chat_template),
+        vocabulary=len(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        stop_ids=ChatFormatter(tokenizer).stop_ids,
+        bos_id=tokenizer.bos_token_id,
+    )
+
+
+def load_base(folder: Path, settings: ModelSettings, *, frozen: bool, weights: Path | None = None) -> PreTrainedModel:
+    """The causal language model, on this process's device.
+
+    Args:
+        folder: the base model's local folder.
+        settings: dtype, quantisation and attention.
+        frozen: whether only adapters will be trained on it (decides the dtype that `auto` means).
+        weights: folder of a fully fine-tuned model to load instead of the base's own weights.
+
+    Raises:
+        RecipeError: quantisation was asked for where there is no GPU for it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": _dtype(settings, frozen)}
+    if settings.attention != "auto":
+        options["attn_implementation"] = settings.attention
+    if settings.quantization != "none":
+        options["quantization_config"] = _quantization(settings.quantization, options["dtype"])
+        options["device_map"] = {"": torch.cuda.current_device()}
+    model = AutoModelForCausalLM.from_pretrained(weights or folder, use_safetensors=True, **options)
+    if settings.quantization == "none":
+        model.to(device())
+    model.config.use_cache = True
+    return model
+
+
+def device() -> torch.device:
+    """This process's device: its own GPU, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _dtype(settings: ModelSettings, frozen: bool) -> torch.dtype:
+    if settings.dtype != "auto":
+        return _DTYPES[settings.dtype]
+    # Trained weights stay in float32: updates of a small learning rate vanish in bfloat16's eight bits.
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if frozen and on_gpu else torch.float32
+
+
+def _quantization(kind: str, compute: torch.dtype) -> Any:
+    if not torch.cuda.is_available():
+        raise RecipeError(
+            f"model.quantization: {kind} needs a CUDA GPU and this machine has none; use `--set model.quantization=none`"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if compute == torch.float32 else compute,
+    )

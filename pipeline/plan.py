@@ -1,0 +1,175 @@
+"""From a recipe to the nodes of a run: what each needs, the key that names its result, and why it runs or not.
+
+A node's key is a hash of everything that its result depends on: resolved settings, seed, base weights, the content of
+its data, its parents' keys and the algorithm's version. Equal keys mean equal results, whatever recipe they come from.
+What only evaluation needs enters no training stage's key. Layer 5; imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.build import held_out_fraction
+from data_prep.fingerprint import source_fingerprint
+from data_prep.templates import template_text
+from pipeline import artefact
+from pipeline.durable import sha256_json
+from pipeline.models.source import BaseIdentity
+from pipeline.recipe.lineage import policy_of, used_data
+from pipeline.recipe.schema import DataSetSettings, DpoSettings, Recipe
+
+ALGORITHM_VERSIONS = {"sft": 1, "dpo": 1, "evaluation": 1}
+"""Raised when a change of ours changes a kind's results, so that older artefacts are not taken for new ones."""
+EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One artefact to be made or found."""
+
+    name: str
+    kind: str
+    key: str
+    settings: dict[str, Any]
+    """What the key was made of."""
+    parents: dict[str, str]
+    """Role to node name."""
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to a node, and why."""
+
+    node: Node
+    action: Literal["run", "skip"]
+    reason: str
+
+
+def make_nodes(recipe: Recipe, base: BaseIdentity, store: Path) -> list[Node]:
+    """The nodes of a recipe in the order in which they run.
+
+    Args:
+        recipe: validated.
+        base: identity of the base model.
+        store: folder that holds the artefacts.
+
+    Raises:
+        DataError, SourceUnreachableError: a data source is missing or out of reach.
+    """
+    prints = _data_fingerprints(recipe)
+    nodes: dict[str, Node] = {}
+    for name in recipe.stages:
+        earlier = policy_of(recipe, name)
+        role = "policy" if isinstance(recipe.stages[name], DpoSettings) else "init"
+        parents = {role: earlier} if earlier is not None else {}
+        settings = _stage_settings(recipe, name, base, prints)
+        nodes[name] = _node(name, recipe.stages[name].kind, settings, parents, nodes, store)
+    if recipe.evaluation.tasks:
+        parents = {name: name for name in recipe.stages}
+        settings = _evaluation_settings(recipe, base, prints)
+        nodes[EVALUATION] = _node(EVALUATION, EVALUATION, settings, parents, nodes, store)
+    return list(nodes.values())
+
+
+def decide(nodes: Sequence[Node], previous: dict[str, str], forced: Sequence[str]) -> list[Decision]:
+    """Which nodes run: those that are not sealed, were forced, or stand on one that runs.
+
+    Args:
+        nodes: in order.
+        previous: node name to key, of the last run in this run directory.
+        forced: names of nodes to make anew.
+    """
+    decisions: list[Decision] = []
+    running: set[str] = set()
+    for node in nodes:
+        remade = [parent for parent in node.parents.values() if parent in running]
+        if node.name in forced:
+            decision = Decision(node, "run", "forced")
+        elif artefact.is_sealed(node.folder) and not any(parent in forced for parent in node.parents.values()):
+            same_run = previous.get(node.name) == node.key
+            why = "finished earlier" if same_run else "made by another run with the same settings and data"
+            decision = Decision(node, "skip", why)
+        else:
+            decision = Decision(node, "run", _why_run(node, previous, remade))
+        if decision.action == "run":
+            running.add(node.name)
+        decisions.append(decision)
+    return decisions
+
+
+def _why_run(node: Node, previous: dict[str, str], remade: Sequence[str]) -> str:
+    if (node.folder / "checkpoints").is_dir() or (node.folder / "work").is_dir():
+        return "was interrupted"
+    if node.name in previous and previous[node.name] != node.key:
+        return f"{', '.join(remade)} changed" if remade else "its settings or data changed"
+    return "not made yet"
+
+
+def _node(
+    name: str, kind: str, settings: dict[str, Any], parents: dict[str, str], nodes: dict[str, Node], store: Path
+) -> Node:
+    settings = {
+        "schema": artefact.SCHEMA_VERSION,
+        "kind": kind,
+        "algorithm_version": ALGORITHM_VERSIONS[kind],
+        **settings,
+        "parents": {role: nodes[parent].key for role, parent in parents.items()},
+    }
+    key = sha256_json(settings)
+    return Node(name, kind, key, settings, parents, store / f"{kind}-{key[:16]}")
+
+
+def _stage_settings(
+    recipe: Recipe, name: str, base: BaseIdentity, prints: dict[str, list[str]]
+) -> dict[str, Any]:
+    which = used_data(recipe, name)
+    return {
+        "stage": recipe.stages[name].model_dump(mode="json", exclude={"policy", "init"}),
+        "seed": recipe.seed,
+        **_common_settings(recipe, base),
+        "data": {which: _data_settings(recipe, which, prints)},
+    }
+
+
+def _evaluation_settings(recipe: Recipe, base: BaseIdentity, prints: dict[str, list[str]]) -> dict[str, Any]:
+    return {
+        "evaluation": recipe.evaluation.model_dump(mode="json"),
+        "prompts": recipe.data.prompts.model_dump(mode="json", by_alias=True),
+        "precision": [stage.precision for stage in recipe.stages.values()],
+        "betas": [stage.beta for stage in recipe.stages.values() if isinstance(stage, DpoSettings)],
+        **_common_settings(recipe, base),
+        "data": {which: _data_settings(recipe, which, prints) for which in prints},
+    }
+
+
+def _common_settings(recipe: Recipe, base: BaseIdentity) -> dict[str, Any]:
+    return {
+        "base": base.fingerprint,
+        "model": recipe.model.model_dump(mode="json", exclude={"base", "revision"}),
+        "chat_template": template_text(recipe.data.chat_template, None)
+        if recipe.data.chat_template != "auto"
+        else "auto",
+    }
+
+
+def _data_settings(recipe: Recipe, which: str, prints: dict[str, list[str]]) -> dict[str, Any]:
+    """What of a data set determines its rows: content instead of paths, which may move."""
+    settings: DataSetSettings = getattr(recipe.data, which)
+    dump = settings.model_dump(mode="json")
+    for source, content in zip(dump["sources"], prints[which], strict=True):
+        del source["path"], source["revision"]
+        source["content"] = content
+    return {**dump, "held_out_fraction": held_out_fraction(recipe.data)}
+
+
+def _data_fingerprints(recipe: Recipe) -> dict[str, list[str]]:
+    found = {}
+    for which in ("sft", "preference"):
+        settings: DataSetSettings | None = getattr(recipe.data, which)
+        if settings is not None:
+            found[which] = [source_fingerprint(source) for source in settings.sources]
+    return found

@@ -1,0 +1,185 @@
+"""What must hold between the fields of a recipe that are each fine on their own.
+
+Every check yields problems with the key to point at; `load` places them at their lines. Nothing here depends on the
+number of processes except `check_batches`, which the launcher calls once it knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import RecipeError
+from pipeline.recipe.batch import accumulation_steps
+from pipeline.recipe.foreign import NO_SECRETS, secrets_in, trainer_arg_problem
+from pipeline.recipe.lineage import BASE, earlier, used_data, written_start
+from pipeline.recipe.places import KeyPath, Places, Problem
+from pipeline.recipe.schema import DataSetSettings, DpoSettings, Recipe, StageSettings
+from pipeline.recipe.source import REPOSITORY
+from pipeline.recipe.vocabulary import nearest
+
+DS_CONFIGS = REPOSITORY / "ds_configs"
+RESERVED_STAGES = {BASE: "the base model", "logs": "the folder of log files", "evaluation": "the folder of results"}
+SMOOTHED_LOSSES = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired")
+CHAT_TEMPLATES = ("auto", "plain", "alpaca", "chatml")
+
+
+def check_recipe(recipe: Recipe) -> list[Problem]:
+    """Return all problems between the fields of a recipe, in no particular order."""
+    return [
+        *_model(recipe),
+        *_data(recipe),
+        *(problem for name in recipe.stages for problem in _stage(recipe, name)),
+    ]
+
+
+def check_batches(recipe: Recipe, world_size: int, places: Places | None = None) -> dict[str, int]:
+    """Return the gradient accumulation of every stage for a number of processes.
+
+    Args:
+        recipe: the recipe.
+        world_size: number of processes that train together.
+        places: where the recipe's values were written (`LoadedRecipe.places`), to point at them.
+
+    Raises:
+        RecipeError: some stage's batch does not divide; all such stages are named, one a line.
+    """
+    steps: dict[str, int] = {}
+    wrong: list[str] = []
+    for name, stage in recipe.stages.items():
+        where = f"stages.{name}"
+        if places:
+            where = f"{places.find(_batch_key(places, name))}: {where}"
+        try:
+            steps[name] = accumulation_steps(stage.global_batch_size, stage.per_device_batch_size, world_size, where)
+        except RecipeError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise RecipeError("\n".join(wrong))
+    return steps
+
+
+def _batch_key(places: Places, name: str) -> KeyPath:
+    """Return the batch key to point at: one that is written, else the stage."""
+    keys = [("stages", name, key) for key in ("global_batch_size", "per_device_batch_size")]
+    return next((key for key in keys if key in places.marks or key in places.changes), ("stages", name))
+
+
+def ds_config_file(deepspeed: str, folder: Path = DS_CONFIGS) -> Path | None:
+    """Return the file that a stage's `deepspeed` names; None for `inherit`, `none` and what does not exist."""
+    if deepspeed in ("inherit", "none"):
+        return None
+    if "/" not in deepspeed:
+        named = folder / f"{deepspeed.removesuffix('.json')}.json"
+        if named.is_file():
+            return named
+    path = Path(deepspeed)
+    return path if path.suffix == ".json" and path.is_file() else None
+
+
+def _model(recipe: Recipe) -> Iterator[Problem]:
+    model = recipe.model
+    if model.adapter == "none" and model.quantization != "none":
+        text = f"quantised weights ({model.quantization}) cannot be trained: keep an adapter, or set quantization: none"
+        yield Problem(("model", "quantization"), text)
+    if model.adapter != "none" and "lm_head" in model.adapter.target_modules:
+        yield Problem(("model", "adapter", "target_modules"), "the output head (lm_head) cannot carry an adapter")
+    if model.revision is not None and model.base.startswith("builtin:"):
+        yield Problem(("model", "revision"), f"{model.base} has no revisions; this key is for hub ids")
+    if not model.base.strip():
+        yield Problem(("model", "base"), "is empty; expected a `builtin:` name, a hub id, or a folder")
+    if recipe.output_dir is not None and not recipe.output_dir.strip():
+        yield Problem(("output_dir",), "is empty; expected a folder (leave the key out for runs/<name>)")
+
+
+def _data(recipe: Recipe) -> Iterator[Problem]:
+    data = recipe.data
+    present = {name: found for name, found in (("sft", data.sft), ("preference", data.preference)) if found}
+    for name, data_set in present.items():
+        yield from _data_set(name, data_set)
+    source = data.prompts.from_
+    if source is not None and source not in present:
+        have = " or ".join(present) or "a data set"
+        yield Problem(
+            ("data", "prompts", "from"), f"there is no data.{source}; write it, or take the prompts of {have}"
+        )
+    template = data.chat_template
+    if template not in CHAT_TEMPLATES and not (template.endswith(".jinja") and Path(template).is_file()):
+        near = nearest(template, list(CHAT_TEMPLATES))
+        meant = f"; did you mean '{near}'?" if near else ""
+        text = f"expected {', '.join(CHAT_TEMPLATES)}, or a .jinja file that exists, found '{template}'{meant}"
+        yield Problem(("data", "chat_template"), text)
+
+
+def _data_set(name: str, data_set: DataSetSettings) -> Iterator[Problem]:
+    weighted = [source.weight is not None for source in data_set.sources]
+    for i, source in enumerate(data_set.sources):
+        at: KeyPath = ("data", name, "sources", i)
+        if any(weighted) and not weighted[i]:
+            having = [str(j) for j, has in enumerate(weighted) if has]
+            yield Problem(at, f"has no weight although source {', '.join(having)} has one; write all weights or none")
+        if not source.path.strip():
+            yield Problem((*at, "path"), "is empty; expected a file, folder, hub id or `builtin:` name")
+        if source.revision is not None and source.path.startswith("builtin:"):
+            yield Problem((*at, "revision"), f"{source.path} has no revisions; this key is for hub ids")
+
+
+def _stage(recipe: Recipe, name: str) -> Iterator[Problem]:
+    stage, at = recipe.stages[name], ("stages", name)
+    if name in RESERVED_STAGES:
+        yield Problem(at, f"a stage cannot be named '{name}': that is {RESERVED_STAGES[name]}", at_key=True)
+    if name in ("sft", "dpo") and stage.kind != name:
+        yield Problem(
+            (*at, "kind"), f"a stage named '{name}' is of that kind; give a stage of kind {stage.kind} another name"
+        )
+    data = used_data(recipe, name)
+    if getattr(recipe.data, data) is None:
+        yield Problem(at, f"a {stage.kind} stage trains on data.{data}, which is absent", at_key=True)
+    yield from _start(recipe, name)
+    yield from _deepspeed(stage, at)
+    for key in stage.trainer_args:
+        if text := trainer_arg_problem(key, stage.kind):
+            yield Problem((*at, "trainer_args", key), text, at_key=True)
+    for path in secrets_in(stage.trainer_args):
+        yield Problem((*at, "trainer_args", *path), NO_SECRETS, at_key=True)
+    if isinstance(stage, DpoSettings):
+        yield from _dpo(stage, at)
+
+
+def _start(recipe: Recipe, name: str) -> Iterator[Problem]:
+    """Check that `init` or `policy` names an earlier stage that leaves a policy, or the base model."""
+    key, start = written_start(recipe.stages[name])
+    possible = earlier(recipe, name)
+    if start is None or start == BASE or start in possible:
+        return
+    if start == name:
+        text = "a stage cannot start from itself"
+    elif start in recipe.stages:
+        names = list(recipe.stages)
+        later = names.index(start) > names.index(name)
+        text = f"stage '{start}' runs later; move it up" if later else f"stage '{start}' leaves no policy"
+    else:
+        near = nearest(start, [*recipe.stages])
+        text = f"there is no stage '{start}'" + (f"; did you mean '{near}'?" if near else "")
+    yield Problem(("stages", name, key), f"{text} (can be: {', '.join([*possible, BASE])})")
+
+
+def _deepspeed(stage: StageSettings, at: KeyPath) -> Iterator[Problem]:
+    if stage.deepspeed in ("inherit", "none") or ds_config_file(stage.deepspeed) is not None:
+        return
+    names = ["inherit", "none", *sorted(path.stem for path in DS_CONFIGS.glob("*.json"))]
+    near = nearest(stage.deepspeed, names)
+    meant = f"; did you mean '{near}'?" if near else ""
+    text = f"expected one of {', '.join(names)}, or a .json file that exists, found '{stage.deepspeed}'{meant}"
+    yield Problem((*at, "deepspeed"), text)
+
+
+def _dpo(stage: DpoSettings, at: KeyPath) -> Iterator[Problem]:
+    """Check the loss's own settings; a value equal to the default is never a problem: resolved recipes write it."""
+    if stage.loss_type == "exo_pair" and stage.label_smoothing == 0:
+        yield Problem((*at, "loss_type"), "exo_pair needs label_smoothing above 0 (its paper: 1.0e-3)")
+    if stage.label_smoothing > 0 and stage.loss_type not in SMOOTHED_LOSSES:
+        text = f"loss_type {stage.loss_type} ignores it; remove it or use one of {', '.join(SMOOTHED_LOSSES)}"
+        yield Problem((*at, "label_smoothing"), text)
+    if stage.loss_type != "rpo" and stage.rpo_alpha != DpoSettings.model_fields["rpo_alpha"].default:
+        yield Problem((*at, "rpo_alpha"), f"loss_type {stage.loss_type} ignores it; write loss_type: rpo, or remove it")

@@ -1,0 +1,174 @@
+"""This process among its peers: ranks, stop requests, arithmetic precision, what it ran on. Layer 2."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import signal
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout: the folder that holds `pipeline`, `recipes` and `ds_configs`."""
+
+_RECORDED_LIBRARIES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "deepspeed",
+    "bitsandbytes", "wandb",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Where this process stands among those of the launch."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """As torchrun and accelerate announce it; one process without a launcher."""
+        read = lambda name, default: int(os.environ.get(name, default))  # noqa: E731
+        return cls(read("RANK", 0), read("LOCAL_RANK", 0), read("WORLD_SIZE", 1))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks, writes and decides for all."""
+        return self.rank == 0
+
+
+class StopRequest:
+    """A signal that asks to stop sets a flag; loops look at it between steps, where state can be saved whole."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def listen(self) -> None:
+        """Take over SIGTERM, SIGINT and SIGUSR1; a second Ctrl-C ends the process at once."""
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def agreed(self) -> bool:
+        """Whether any rank has been asked to stop; every rank calls this at the same point and gets one answer."""
+        if not _is_distributed():
+            return self.asked
+        import torch
+
+        flag = torch.tensor([float(self.asked)], device=_collective_device())
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+
+def resolve_precision(setting: str) -> str:
+    """`auto` becomes bf16 where the hardware computes in it, else fp32; anything else stands.
+
+    Raises nothing: bf16 on hardware without it is slow, not wrong.
+    """
+    if setting != "auto":
+        return setting
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    flags = _cpu_flags()
+    return "bf16" if {"avx512_bf16", "amx_bf16"} & flags else "fp32"
+
+
+def autocast(precision: str) -> Any:
+    """Context in which a forward pass computes in the given precision."""
+    import torch
+
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(kind, dtype=dtypes.get(precision, torch.bfloat16), enabled=precision in dtypes)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch, so that what follows does not depend on what ran before."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if _is_distributed():
+        import torch
+
+        torch.distributed.barrier()
+
+
+def gather_lists(mine: list[T]) -> list[T]:
+    """Concatenate the ranks' lists on every rank; element i of the whole must be element i // W of rank i % W."""
+    if not _is_distributed():
+        return mine
+    import torch
+
+    parts: list[list[T]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, mine)
+    longest = max(map(len, parts))
+    return [part[index] for index in range(longest) for part in parts if index < len(part)]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what results depend on, Python and the processor's kind included."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in _RECORDED_LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def code_state() -> dict[str, Any]:
+    """Commit of the checkout and whether it was changed since; empty outside a git checkout."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _is_distributed() -> bool:
+    import torch
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _collective_device() -> Any:
+    import torch
+
+    if torch.distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in text.splitlines() if line.startswith("flags")), "").split())

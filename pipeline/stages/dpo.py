@@ -1,0 +1,194 @@
+"""Direct preference optimisation on TRL's DPOTrainer, against a frozen copy of the policy it starts from.
+
+Takes: `data.preference` and an earlier policy (the reference). Gives: a policy. With an adapter the reference is a
+second, frozen adapter on the same base; with full fine-tuning it is a second model. Implicit-reward accuracy on
+held-out pairs is measured before (0.5 by the tie rule: nothing has moved) and after.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+
+from data_prep.build import EncodedSet, encode_pairs, prompt_hashes, without_seen
+from data_prep.chat import ChatFormatter, EncodedPair
+from data_prep.records import PreferencePair
+from evaluation.likelihood import Likelihood, Scorer, pair_rows
+from evaluation.statistics import bootstrap_mean_ci, preference_accuracy
+from pipeline.algorithms.dpo import preference_margins
+from pipeline.models import adapters
+from pipeline.models.load import device
+from pipeline.recipe.schema import DpoSettings
+from pipeline.runtime import resolve_precision
+from pipeline.context import HELD_OUT_PAIRS, TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
+from pipeline.stages.dpo_loss import loss_arguments, rpo_loss
+from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
+from pipeline.stages.policy import Policy, load_policy, load_reference, save_policy
+
+REFERENCE = "ref"
+"""Name under which TRL keeps the frozen copy of the adapter it is given."""
+
+
+class CommittedDPOTrainer(CommittedTrainer, DPOTrainer):
+    """TRL's trainer under the commit protocol, on rows that are tokenised already.
+
+    Args:
+        rpo_alpha: weight of the chosen answers' likelihood, or None for TRL's own losses.
+    """
+
+    def __init__(self, *args: Any, rpo_alpha: float | None = None, **kwargs: Any):
+        self._rpo_alpha = rpo_alpha
+        super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        if self._rpo_alpha is None:
+            return super()._compute_loss(model, inputs, return_outputs)
+        return rpo_loss(self, model, inputs, self._rpo_alpha)
+
+
+def run(context: StageContext) -> StageResult:
+    """Train and leave the policy in the context's folder."""
+    settings = cast(DpoSettings, context.recipe.stages[context.stage])
+    parent = context.parents.get("policy")
+    policy = load_policy(context, parent, dropout=False)
+    reference = None if policy.form == "adapter" else load_reference(context, parent)
+    train, held_out, report = encode_pairs(context.recipe.data, ChatFormatter(policy.tokenizer), context.recipe.seed)
+    held_out = _unseen(held_out, context, report)
+    context.console.say(f"{len(train.rows)} pairs to train on, {len(held_out.rows)} held out")
+    precision = resolve_precision(settings.precision)
+    arguments = training_arguments(
+        DPOConfig, settings, context, beta=settings.beta, max_length=None, **loss_arguments(settings)
+    )
+    trainer = CommittedDPOTrainer(
+        model=policy.model,
+        ref_model=reference,
+        args=arguments,
+        train_dataset=Dataset.from_list([_row(row) for row in train.rows]),
+        processing_class=policy.tokenizer,
+        rpo_alpha=settings.rpo_alpha if settings.loss_type == "rpo" else None,
+    )
+    judge = _Judge(policy, reference, settings, precision, context)
+    before = once(context, "before", lambda: judge.reference_and_margins(held_out.rows))
+    fit(trainer, context)
+    after = judge.margins(held_out.rows, before["reference"])
+    save_policy(policy, context)
+    if context.ranks.is_first:
+        _write_pairs(context, held_out.records, before["margins"], after)
+        seen = seen_prompts(context.parents) | set(prompt_hashes(train.records))
+        (context.folder / TRAIN_PROMPTS).write_text("\n".join(sorted(seen)) + "\n")
+    metrics = {
+        **_metrics(before["margins"], after),
+        "steps": trainer.state.global_step,
+        "train_rows": len(train.rows),
+    }
+    if context.ranks.is_first and held_out.rows:
+        for step, suffix in ((0, "_before"), (trainer.state.global_step, "")):
+            values = {"accuracy": metrics[f"eval_accuracy{suffix}"], "margin": metrics[f"eval_margin{suffix}"]}
+            context.tracker.log(step, "eval", values)
+    return StageResult(
+        form=cast(Any, policy.form),
+        tokenizer=policy.description,
+        precision=precision,
+        device=str(device()),
+        data={"preference": report},
+        metrics=metrics,
+    )
+
+
+class _Judge:
+    """Margins of held-out pairs by implicit reward, against the same reference that training uses."""
+
+    def __init__(
+        self, policy: Policy, reference: Any, settings: DpoSettings, precision: str, context: StageContext
+    ):
+        make = lambda model: Scorer(  # noqa: E731
+            model, policy.description.pad_id, 2 * settings.per_device_batch_size, precision, context.ranks
+        )
+        self._policy = policy
+        self._of_policy = make(policy.model)
+        self._of_reference = make(policy.model if reference is None else reference)
+        self._has_adapter = reference is None
+        self._beta = settings.beta
+        self._context = context
+
+    def reference_and_margins(self, rows: list[EncodedPair]) -> dict[str, Any]:
+        """Log-probabilities under the reference, and the untrained policy's margins against them."""
+        if not rows:
+            return {"reference": [], "margins": []}
+        if self._has_adapter:
+            model = self._policy.model
+            model.set_adapter(REFERENCE, inference_mode=True)
+            found = self._score(self._of_reference, rows, "reference on held-out pairs")
+            model.set_adapter(adapters.TRAINED)
+        else:
+            found = self._score(self._of_reference, rows, "reference on held-out pairs")
+        logps = [row.logp for row in found]
+        return {"reference": logps, "margins": self.margins(rows, logps)}
+
+    def margins(self, rows: list[EncodedPair], reference: list[float]) -> list[float]:
+        """beta * h of each pair under the policy as it is now."""
+        if not rows:
+            return []
+        logps = [row.logp for row in self._score(self._of_policy, rows, "policy on held-out pairs")]
+        policy, ref = (torch.tensor(values, dtype=torch.float64).chunk(2) for values in (logps, reference))
+        return preference_margins(policy[0], policy[1], ref[0], ref[1], self._beta).tolist()
+
+    def _score(self, scorer: Scorer, rows: list[EncodedPair], task: str) -> list[Likelihood]:
+        return scorer.score(pair_rows(rows), lambda done, total: self._context.console.progress(task, done, total))
+
+
+def _metrics(before: list[float], after: list[float]) -> dict[str, Any]:
+    if not after:
+        return {"eval_n": 0, "eval_accuracy_before": None, "eval_accuracy": None, "eval_margin": None}
+    accuracy_before, _ = preference_accuracy(before)
+    accuracy, interval = preference_accuracy(after)
+    margin = bootstrap_mean_ci(after)
+    return {
+        "eval_n": len(after),
+        "eval_accuracy_before": accuracy_before,
+        "eval_accuracy": accuracy,
+        "eval_accuracy_ci95": interval.bounds,
+        "eval_margin_before": sum(before) / len(before),
+        "eval_margin": margin.estimate,
+        "eval_margin_ci95": margin.bounds,
+    }
+
+
+def _unseen(
+    held_out: EncodedSet[PreferencePair, EncodedPair], context: StageContext, report: dict[str, Any]
+) -> EncodedSet[PreferencePair, EncodedPair]:
+    """Held-out pairs whose prompts no ancestor of this policy was trained on."""
+    unseen = {id(record) for record in without_seen(held_out.records, seen_prompts(context.parents))}
+    kept = [(record, row) for record, row in zip(held_out.records, held_out.rows, strict=True) if id(record) in unseen]
+    dropped = len(held_out.rows) - len(kept)
+    if dropped:
+        report["dropped"]["held_out_but_trained_on_before"] = dropped
+        report["eval_rows"] = len(kept)
+    return EncodedSet([record for record, _ in kept], [row for _, row in kept])
+
+
+def _write_pairs(context: StageContext, records: list[PreferencePair], before: list[float], after: list[float]) -> None:
+    lines = [
+        {
+            "source": record.origin.source,
+            "row": record.origin.row,
+            "family": record.origin.family,
+            "fault": record.fault,
+            "margin_before": margin_before,
+            "margin": margin,
+        }
+        for record, margin_before, margin in zip(records, before, after, strict=True)
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (context.folder / HELD_OUT_PAIRS).write_text(text, encoding="utf-8")
+
+
+def _row(row: EncodedPair) -> dict[str, list[int]]:
+    return {"prompt_ids": row.prompt_ids, "chosen_ids": row.chosen_ids, "rejected_ids": row.rejected_ids}

@@ -1,0 +1,217 @@
+"""What SFT and DPO share: the library's trainer, made safe to kill, honest about NaN, and bit-identical on resume.
+
+A stage builds its trainer class with `committed`, its arguments with `training_arguments`, and calls `fit`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from pipeline import checkpoint
+from pipeline.durable import full_disk_named
+from pipeline.errors import PreemptedError, RecipeError, TrivetError
+from pipeline.recipe.batch import accumulation_steps
+from pipeline.recipe.schema import StageSettings
+from pipeline.runtime import ROOT, barrier, resolve_precision, seed_everything
+from pipeline.context import StageContext
+
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+_UNTRACKED = ("epoch", "total_flos", "step")
+
+
+class CommittedTrainer(Trainer):
+    """Mixin for a library trainer: checkpoints count only once committed, values that are not finite stop the run."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        saved = folder / f"checkpoint-{self.state.global_step}"
+        with full_disk_named(folder):
+            super()._save_checkpoint(model, trial)
+        barrier()
+        if self.is_world_process_zero():
+            checkpoint.commit(saved)
+            checkpoint.keep_only(folder, saved)
+        barrier()
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card in a checkpoint: it is not a release."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass; a loss that is not finite ends the stage before it reaches the weights."""
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise _not_finite("loss", float(loss), self.state.global_step + 1)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # With fp16 the loss scaler meets overflow by design and skips such steps itself.
+        if norm is not None and not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)):
+            raise _not_finite("gradient norm", float(norm), self.state.global_step + 1)
+        return norm
+
+
+class StepCallback(TrainerCallback):
+    """Between steps: progress for the person, metrics for the tracker, an ear for requests to stop."""
+
+    def __init__(self, context: StageContext):
+        self._context = context
+        self.preempted = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Save and stop if any rank was asked to; close the window of logged averages at every checkpoint."""
+        if self._context.stop.agreed():
+            self.preempted = state.global_step < state.max_steps
+            control.should_save = True
+            control.should_training_stop = True
+        # Averages over a window that a checkpoint cuts would differ after resuming, so a save also logs.
+        if control.should_save or state.global_step % args.save_steps == 0 or state.global_step >= state.max_steps:
+            control.should_log = True
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Hand the trainer's averages to the tracker and show the loss."""
+        if logs is None or "loss" not in logs or not state.is_world_process_zero:
+            return
+        values = {name: float(value) for name, value in logs.items() if _is_number(value) and name not in _UNTRACKED}
+        self._context.tracker.log(state.global_step, "train", values)
+        self._context.console.progress("step", state.global_step, state.max_steps, f"loss {values['loss']:.4f}")
+
+
+def training_arguments(
+    config_class: type, settings: StageSettings, context: StageContext, **fixed: Any
+) -> TrainingArguments:
+    """The library's own configuration, from the recipe's settings and `trainer_args`.
+
+    Args:
+        config_class: `SFTConfig`, `DPOConfig`.
+        settings: of the stage.
+        context: of the stage.
+        fixed: what the stage itself decides.
+
+    Raises:
+        RecipeError: a name in `trainer_args` that the class does not have, or a value it refuses.
+    """
+    where = f"stages.{context.stage}"
+    on_gpu = torch.cuda.is_available()
+    precision = resolve_precision(settings.precision)
+    values: dict[str, Any] = {
+        "output_dir": str(context.checkpoints),
+        "per_device_train_batch_size": settings.per_device_batch_size,
+        "gradient_accumulation_steps": accumulation_steps(
+            settings.global_batch_size, settings.per_device_batch_size, context.ranks.world_size, where
+        ),
+        "learning_rate": settings.learning_rate,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "lr_scheduler_type": _SCHEDULES[settings.schedule],
+        "warmup_steps": settings.warmup_ratio,
+        "max_grad_norm": settings.max_grad_norm,
+        "weight_decay": settings.weight_decay,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "logging_steps": settings.log_every,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "seed": context.recipe.seed,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "eval_strategy": "no",
+        "deepspeed": _deepspeed_config(settings.deepspeed),
+        **fixed,
+    }
+    if not on_gpu and context.ranks.world_size > 1:
+        values["ddp_backend"] = "gloo"
+    _require_known(settings.trainer_args, config_class, where)
+    try:
+        return config_class(**{**values, **settings.trainer_args})
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{where}: {config_class.__name__} refuses these settings: {error}") from error
+
+
+def fit(trainer: Trainer, context: StageContext) -> None:
+    """Train to the end, from the newest complete checkpoint if there is one.
+
+    Raises:
+        PreemptedError: asked to stop; everything is saved.
+        TrivetError: training ended before its last step, or met a value that is not finite.
+    """
+    callback = StepCallback(context)
+    trainer.add_callback(callback)
+    trainer.remove_callback(PrinterCallback)
+    resume_from = _checkpoint_to_resume(context)
+    # Evaluation before training draws from the same generators, but only in runs that were not interrupted after it.
+    seed_everything(context.recipe.seed)
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if callback.preempted:
+        raise PreemptedError(
+            f"stage {context.stage} was asked to stop; step {trainer.state.global_step} of {trainer.state.max_steps} "
+            "is saved, run the same command again to go on"
+        )
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise TrivetError(
+            f"stage {context.stage} ended at step {trainer.state.global_step} of {trainer.state.max_steps}; "
+            f"see {context.folder.parent} and the log"
+        )
+
+
+def _checkpoint_to_resume(context: StageContext) -> Path | None:
+    found, passed_over = checkpoint.newest_complete(context.checkpoints)
+    if context.ranks.is_first:
+        for broken in passed_over:
+            context.console.say(f"{broken.name} was not complete when the run ended; it is left out")
+        context.tracker.rewind(checkpoint.step_of(found) if found else 0)
+        if found:
+            context.console.say(f"going on from step {checkpoint.step_of(found)}")
+    barrier()
+    if context.ranks.is_first:
+        checkpoint.keep_only(context.checkpoints, found)
+    return found
+
+
+def _deepspeed_config(choice: str) -> str | None:
+    if choice in ("inherit", "none"):
+        return None
+    named = ROOT / "ds_configs" / f"{choice}.json"
+    return str(named if named.is_file() else Path(choice).expanduser())
+
+
+def _require_known(arguments: Mapping[str, Any], config_class: type, where: str) -> None:
+    known = {field.name for field in dataclasses.fields(config_class) if field.init}
+    for name in arguments:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            raise RecipeError(f"{where}.trainer_args.{name}: {config_class.__name__} has no such field{hint}")
+
+
+def _not_finite(what: str, value: float, step: int) -> TrivetError:
+    return TrivetError(
+        f"the {what} became {value} at step {step}; training stopped before it reached the weights, the last complete "
+        "checkpoint is kept. Lower learning_rate, set max_grad_norm, or use precision: fp32"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

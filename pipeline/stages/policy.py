@@ -1,0 +1,80 @@
+"""How a policy comes into a stage and leaves it: an adapter on the unchanged base, or full weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.artefact import Artefact, TokenizerEntry
+from pipeline.durable import full_disk_named
+from pipeline.errors import TrivetError
+from pipeline.models import adapters
+from pipeline.models.load import describe_tokenizer, load_base, load_tokenizer
+from pipeline.context import StageContext, require_same_base, require_same_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A trainable policy with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    description: TokenizerEntry
+    form: str
+    """`adapter` or `model`."""
+
+
+def load_policy(context: StageContext, parent: Artefact | None, *, dropout: bool) -> Policy:
+    """The policy a stage starts from: the parent's, or the base with a fresh adapter.
+
+    Args:
+        context: of the stage.
+        parent: the artefact to continue, or None for the base model.
+        dropout: whether a fresh adapter trains with its dropout.
+
+    Raises:
+        TrivetError: the parent belongs to another base, tokenizer or chat template, or is stored in another form.
+    """
+    settings = context.recipe.model
+    tokenizer = load_tokenizer(context.base_folder, context.recipe.data.chat_template)
+    description = describe_tokenizer(tokenizer)
+    require_same_base(context)
+    require_same_tokenizer(context, description)
+    form = "model" if settings.adapter == "none" else "adapter"
+    if parent is not None and parent.manifest.form != form:
+        raise TrivetError(
+            f"stage {context.stage}: {parent.manifest.stage} was stored as a full {parent.manifest.form}, but "
+            f"model.adapter asks for {form}; remake it with `--force {parent.manifest.stage}`"
+        )
+    if settings.adapter == "none":
+        weights = parent.weights if parent is not None else None
+        model: Any = load_base(context.base_folder, settings, frozen=False, weights=weights)
+        return Policy(model, tokenizer, description, form)
+    base = load_base(context.base_folder, settings, frozen=True)
+    if parent is None:
+        model = adapters.attach_new(base, settings.adapter, dropout=dropout)
+    else:
+        model = adapters.attach_trained(base, parent.weights)
+    return Policy(model, tokenizer, description, form)
+
+
+def load_reference(context: StageContext, parent: Artefact | None) -> Any:
+    """A frozen second model for full fine-tuning, where no adapter can be switched to make the reference."""
+    weights = parent.weights if parent is not None else None
+    model = load_base(context.base_folder, context.recipe.model, frozen=False, weights=weights)
+    return model.eval().requires_grad_(False)
+
+
+def save_policy(policy: Policy, context: StageContext) -> None:
+    """Write the trained weights and the tokenizer into the artefact's folder (first rank only)."""
+    if not context.ranks.is_first:
+        return
+    folder = context.folder / policy.form
+    with full_disk_named(folder):
+        if policy.form == "adapter":
+            adapters.save(policy.model, folder, context.base.name)
+        else:
+            policy.model.save_pretrained(str(folder), safe_serialization=True)
+            for weights in sorted(folder.glob("*.safetensors")):
+                adapters.require_sound(weights)
+        policy.tokenizer.save_pretrained(str(folder))

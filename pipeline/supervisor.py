@@ -1,0 +1,274 @@
+"""The light process that a launch starts on every rank: it decides what must run and starts one worker per stage.
+
+The first rank reads, decides, publishes and speaks; the others follow. It holds the run directory's lock, keeps the
+ledger, links finished artefacts into the run directory, and writes results and report. It never imports torch itself,
+except to reach other ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import artefact
+from pipeline.assignment import Assignment
+from pipeline.console import Console
+from pipeline.durable import full_disk_named, write_text_atomically
+from pipeline.errors import PreemptedError, RecipeError, TrivetError
+from pipeline.ledger import Ledger, previous_keys
+from pipeline.locks import hold
+from pipeline.models.source import BaseIdentity, identify, materialise
+from pipeline.peers import Peers, free_port
+from pipeline.plan import ALGORITHM_VERSIONS, Decision, Node, decide, make_nodes
+from pipeline.processes import run_worker
+from pipeline.recipe import LoadedRecipe
+from pipeline.results import write_results
+from pipeline.runtime import Ranks, library_versions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What the command line says besides the recipe."""
+
+    only: str | None = None
+    until: str | None = None
+    force: tuple[str, ...] = ()
+    store: str | None = None
+    reuse: bool = True
+    in_process: bool = False
+
+
+class StageFailed(TrivetError):
+    """A worker ended with an error; carries its code and sentence."""
+
+    def __init__(self, code: int, sentence: str):
+        super().__init__(sentence)
+        self.exit_code = code
+
+
+class Supervisor:
+    """Runs a recipe on this rank, together with the other ranks' supervisors."""
+
+    def __init__(self, loaded: LoadedRecipe, options: RunOptions, ranks: Ranks, console: Console):
+        self._loaded = loaded
+        self._recipe = loaded.recipe
+        self._options = options
+        self._ranks = ranks
+        self._console = console
+        self._folder = loaded.output_dir.absolute()
+        self._peers: Peers
+
+    def run(self) -> None:
+        """Bring every node to its sealed artefact, or raise what stopped it."""
+        self._require_stage_names()
+        self._peers = Peers(self._ranks)
+        if not self._ranks.is_first:
+            self._follow()
+            return
+        try:
+            with full_disk_named(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                (self._folder / "logs").mkdir(exist_ok=True)
+            with hold(self._folder):
+                self._lead()
+        except TrivetError as error:
+            self._release_followers(error)
+            raise
+        except BaseException as error:
+            self._release_followers(StageFailed(1, f"{type(error).__name__}: {error}"))
+            raise
+
+    def plan(self) -> list[Decision]:
+        """What a run would do now, without doing it."""
+        self._require_stage_names()
+        base = identify(self._recipe.model.base, self._recipe.model.revision)
+        return self._decide(make_nodes(self._recipe, base, self._store()))
+
+    def _lead(self) -> None:
+        base = identify(self._recipe.model.base, self._recipe.model.revision)
+        revision = f" at {base.revision[:12]}" if base.revision else ""
+        self._console.say(f"base model {base.name}{revision} ({base.fingerprint[:12]})")
+        nodes = make_nodes(self._recipe, base, self._store())
+        decisions = self._decide(nodes)
+        write_text_atomically(self._folder / "recipe.yaml", self._loaded.resolved_yaml())
+        ledger = Ledger(self._folder, self._recipe.name, sys.argv, library_versions())
+        ledger.plan(decisions)
+        self._forget_forced(decisions)
+        base_folder: Path | None = None
+        for decision in decisions:
+            if decision.action == "skip":
+                self._skip(decision, ledger)
+                continue
+            if base_folder is None:
+                base_folder = self._prepare_base(base)
+            self._make(decision, nodes, base, base_folder, ledger)
+            write_results(self._folder, self._recipe.name, nodes, ledger)
+        self._peers.agree({"do": "end"})
+        ledger.finish()
+        write_results(self._folder, self._recipe.name, nodes, ledger)
+        self._close()
+
+    def _decide(self, nodes: list[Node]) -> list[Decision]:
+        names = [node.name for node in nodes]
+        for option in filter(None, (self._options.only, self._options.until, *self._options.force)):
+            if option not in names:
+                raise RecipeError(f"no stage {option!r} in this recipe; there are {', '.join(names)}")
+        decisions = decide(nodes, previous_keys(self._folder), self._options.force)
+        if self._options.until is not None:
+            decisions = decisions[: names.index(self._options.until) + 1]
+        if self._options.only is not None:
+            decisions = [decision for decision in decisions if decision.node.name == self._options.only]
+            by_name = {node.name: node for node in nodes}
+            for parent in decisions[0].node.parents.values():
+                if not artefact.is_sealed(by_name[parent].folder):
+                    raise RecipeError(
+                        f"--only {self._options.only} needs stage {parent}, which is not finished; run it first with "
+                        f"--until {parent}"
+                    )
+        return decisions
+
+    def _skip(self, decision: Decision, ledger: Ledger) -> None:
+        node = decision.node
+        sealed = artefact.open_artefact(node.folder)
+        self._link(node)
+        ledger.update(node.name, status="skipped", seconds=sealed.manifest.seconds)
+        self._console.say(f"{node.name}: {decision.reason}, taken from {_shown(node.folder)}")
+
+    def _prepare_base(self, base: BaseIdentity) -> Path:
+        """Have every machine hold the base model before any worker asks for it."""
+        if base.name.startswith("builtin:"):
+            self._console.say("preparing the embedded model (fetched and converted once, then cached)")
+        self._peers.agree({"do": "prepare", "base": _as_dict(base)})
+        folder = materialise(base)
+        self._peers.agree({"do": "prepared"})
+        return folder
+
+    def _make(
+        self, decision: Decision, nodes: Sequence[Node], base: BaseIdentity, base_folder: Path, ledger: Ledger
+    ) -> None:
+        node = decision.node
+        by_name = {other.name: other for other in nodes}
+        self._console.say(f"{node.name}: starts ({decision.reason})")
+        ledger.update(node.name, status="running")
+        started = time.monotonic()
+        assignment = Assignment(
+            stage=node.name,
+            kind=node.kind,
+            key=node.key,
+            algorithm_version=ALGORITHM_VERSIONS[node.kind],
+            settings=node.settings,
+            recipe=self._recipe.model_dump(mode="json", by_alias=True),
+            folder=str(node.folder),
+            run_dir=str(self._folder),
+            parents={role: str(by_name[name].folder) for role, name in node.parents.items()},
+            base=base,
+            base_folder=str(base_folder),
+        )
+        order = {"do": "run", "assignment": assignment.to_json(), "port": free_port()}
+        self._peers.agree(order)
+        outcome = self._work(assignment, order["port"])
+        if outcome["code"]:
+            stopped = outcome["code"] == PreemptedError.exit_code
+            ledger.update(node.name, status="interrupted" if stopped else "failed", reason=outcome["sentence"])
+            where = f" on rank {outcome['rank']}" if self._ranks.world_size > 1 else ""
+            log = f" (details in {_shown(self._folder / 'logs')})" if outcome["code"] == 1 else ""
+            raise StageFailed(outcome["code"], f"{node.name}{where}: {outcome['sentence']}{log}")
+        sealed = artefact.open_artefact(node.folder)
+        self._link(node)
+        ledger.update(node.name, status="done", seconds=round(time.monotonic() - started, 1))
+        self._console.say(f"{node.name}: done in {sealed.manifest.seconds:.0f} s, {headline(sealed.manifest.metrics)}")
+
+    def _work(self, assignment: Assignment, port: int) -> dict[str, Any]:
+        if self._options.in_process:
+            from pipeline.worker import run_here
+
+            return run_here(assignment)
+        log = self._folder / "logs" / f"rank{self._ranks.rank}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return run_worker(assignment, self._ranks, self._peers, port, log)
+
+    def _follow(self) -> None:
+        """Every rank but the first: do as told until the end."""
+        while True:
+            order = self._peers.agree(None)
+            if order["do"] == "end":
+                return
+            if order["do"] == "fail":
+                raise StageFailed(order["code"], "")
+            if order["do"] == "prepare" and self._ranks.local_rank == 0:
+                materialise(BaseIdentity(**order["base"]))
+            if order["do"] == "run":
+                outcome = self._work(Assignment.from_json(order["assignment"]), order["port"])
+                if outcome["code"]:
+                    raise StageFailed(outcome["code"], "")
+
+    def _release_followers(self, error: TrivetError) -> None:
+        """Let the other ranks end too; after a failed worker they have ended by themselves."""
+        if not isinstance(error, StageFailed):
+            self._peers.give_up({"do": "fail", "code": error.exit_code})
+
+    def _store(self) -> Path:
+        if self._options.store is not None:
+            return Path(self._options.store).expanduser().absolute()
+        return (self._folder if not self._options.reuse else self._folder.parent) / ".store"
+
+    def _forget_forced(self, decisions: Sequence[Decision]) -> None:
+        for decision in decisions:
+            if decision.reason == "forced":
+                artefact.unseal(decision.node.folder)
+                shutil.rmtree(decision.node.folder, ignore_errors=True)
+
+    def _link(self, node: Node) -> None:
+        """Let the run directory point to the artefact, relatively, so that both can be moved together."""
+        link = self._folder / node.name
+        target = os.path.relpath(node.folder, self._folder)
+        if link.is_symlink() and os.readlink(link) == target:
+            return
+        aside = self._folder / f".{node.name}.link"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(target, target_is_directory=True)
+        os.replace(aside, link)
+
+    def _require_stage_names(self) -> None:
+        reserved = {"logs", "evaluation", "base"}
+        for name in self._recipe.stages:
+            if name in reserved:
+                raise RecipeError(f"stages.{name}: this name is taken by the run directory; choose another")
+
+    def _close(self) -> None:
+        from evaluation.report.page import write_report
+        from evaluation.report.terminal import print_summary
+
+        write_report(self._folder)
+        print_summary(self._folder)
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """The one figure of a stage that a person wants to see at once."""
+    if metrics.get("eval_loss") is not None:
+        return f"held-out loss {metrics['eval_loss_before']:.3f} -> {metrics['eval_loss']:.3f}"
+    if metrics.get("eval_accuracy") is not None:
+        low, high = metrics["eval_accuracy_ci95"]
+        return (
+            f"held-out preference accuracy {metrics['eval_accuracy_before']:.2f} -> {metrics['eval_accuracy']:.2f} "
+            f"[{low:.2f}, {high:.2f}] on {metrics['eval_n']} pairs"
+        )
+    if "policies" in metrics:
+        return f"{len(metrics['policies'])} policies measured"
+    return "nothing held out to measure it on"
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+def _as_dict(base: BaseIdentity) -> dict[str, Any]:
+    return {"name": base.name, "revision": base.revision, "fingerprint": base.fingerprint}

@@ -1,0 +1,182 @@
+"""Metrics: an append-only `metrics.jsonl` that is the truth, and Weights & Biases as a mirror of it.
+
+Every step stands in the file exactly once, whatever was killed in between: resuming drops the lines of steps that
+will run again. The mirror can fail in any way without stopping a run. Only the first rank tracks. Layer 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.console import Console
+from pipeline.durable import full_disk_named, write_text_atomically
+from pipeline.recipe.schema import WandbSettings
+
+
+class Tracker:
+    """Records a stage's metrics.
+
+    Args:
+        path: the stage's `metrics.jsonl`.
+        stage: its name, written into every line.
+        mirror: where else the lines go, or None.
+    """
+
+    def __init__(self, path: Path, stage: str, mirror: WandbMirror | None = None):
+        self._path = path
+        self._stage = stage
+        self._mirror = mirror
+
+    def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Append one line per value; a value that is not finite is written as null."""
+        lines = [
+            {
+                "stage": self._stage,
+                "step": step,
+                "split": split,
+                "name": name,
+                "value": value if math.isfinite(value) else None,
+                "time": round(time.time(), 3),
+            }
+            for name, value in values.items()
+        ]
+        with full_disk_named(self._path.parent), self._path.open("a", encoding="utf-8") as stream:
+            stream.write("".join(json.dumps(line) + "\n" for line in lines))
+        if self._mirror is not None:
+            self._mirror.log(lines)
+
+    def rewind(self, step: int) -> None:
+        """Forget everything after a step, and a torn last line: training goes on from there.
+
+        Held-out results are forgotten too: a stage writes them last, when its training is over.
+        """
+        kept = [line for line in read_metrics(self._path) if line["split"] == "train" and line["step"] <= step]
+        write_text_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def finish(self) -> None:
+        """Close the mirror; call once, when the stage's work is done."""
+        if self._mirror is not None:
+            self._mirror.finish(read_metrics(self._path))
+
+
+class SilentTracker(Tracker):
+    """The tracker of every rank but the first."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull), "")
+
+    def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Nothing: the first rank speaks."""
+
+    def rewind(self, step: int) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, without a torn last one; empty when there is no file."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+class WandbMirror:
+    """Copies metrics to Weights & Biases: one group per run, one job type per stage, an id that survives resuming.
+
+    Online it follows live. Offline runs of one id overwrite each other when they are synced, so an offline mirror
+    writes once, at the end, from `metrics.jsonl`.
+    """
+
+    def __init__(self, settings: WandbSettings, run_dir: Path, run_name: str, stage: str, key: str, console: Console):
+        self._console = console
+        self._run: Any = None
+        self._offline = os.environ.get("WANDB_MODE", "").lower() in ("offline", "dryrun")
+        identity = hashlib.sha256(f"{run_dir.resolve()}\0{stage}\0{key}".encode()).hexdigest()[:16]
+        self._options: dict[str, Any] = {
+            "project": settings.project,
+            "entity": settings.entity,
+            "group": run_name,
+            "job_type": stage,
+            "name": f"{run_name}/{stage}",
+            "id": identity,
+            "resume": "allow",
+            "dir": str(run_dir),
+        }
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Connect, unless W&B is switched off, not logged in, or unreachable: then say so and go on without."""
+        self._options["config"] = dict(config)
+        if os.environ.get("WANDB_MODE", "").lower() == "disabled":
+            return
+        if not self._offline and not _has_key():
+            self._console.say(
+                "W&B: no API key on this machine, so this run is tracked in metrics.jsonl only; `wandb login` or "
+                "WANDB_MODE=offline turns it on"
+            )
+            return
+        if not self._offline:
+            self._guarded(self._connect)
+
+    def log(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Mirror freshly written lines, when online."""
+        if self._run is not None and not self._offline:
+            self._guarded(lambda: self._send(lines))
+
+    def finish(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """End the W&B run; an offline one is written here, whole."""
+        if self._offline and "config" in self._options:
+            self._guarded(self._connect)
+            self._guarded(lambda: self._send(lines))
+        if self._run is not None:
+            self._guarded(self._run.finish)
+            self._run = None
+
+    def _connect(self) -> None:
+        import wandb
+
+        settings = wandb.Settings(silent=True, init_timeout=30, console="off")
+        self._run = wandb.init(mode="offline" if self._offline else "online", settings=settings, **self._options)
+
+    def _send(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        if self._run is None:
+            return
+        by_step: dict[int, dict[str, Any]] = {}
+        for line in lines:
+            name = line["name"] if line["split"] == "train" else f"{line['split']}/{line['name']}"
+            by_step.setdefault(line["step"], {})[f"{line['stage']}/{name}"] = line["value"]
+        for step, values in sorted(by_step.items()):
+            self._run.log(values, step=step)
+
+    def _guarded(self, action: Any) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._console.say(f"W&B failed ({type(error).__name__}: {error}); the run goes on, tracked in metrics.jsonl")
+            self._run = None
+            self._offline = False
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import netrc
+
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,200 @@
+"""One stage in a fresh process: `python -P -m pipeline.worker`, with its assignment as JSON on standard input.
+
+Every stage so gets clean memory and its own engine settings, and cannot take an earlier stage down. The worker opens
+and checks its parents, runs the stage, and (first rank) seals the artefact. It tells the supervisor how it ended
+through its exit code and one sentence in a file; a traceback goes to the log, which is where its output lands.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline import artefact
+from pipeline.artefact import Artefact, BaseModelEntry, Manifest, ParentEntry
+from pipeline.assignment import Assignment
+from pipeline.console import Console, inherited_console, terminal_console
+from pipeline.errors import BusyError, TrivetError
+from pipeline.recipe.schema import Recipe
+from pipeline.runtime import Ranks, StopRequest, barrier, code_state, library_versions, seed_everything
+from pipeline.context import Stage, StageContext, StageResult
+from pipeline.tracking import SilentTracker, Tracker, WandbMirror
+
+_STAGES = {"sft": "pipeline.stages.sft", "dpo": "pipeline.stages.dpo", "evaluation": "evaluation.run"}
+_PREDECESSOR_SECONDS = 60.0
+"""How long to wait for a worker of a killed run to be gone."""
+
+
+def main() -> None:
+    """Run the assignment and exit with its code."""
+    # A supervisor that is killed outright must not leave workers behind that hold the GPU and the lock.
+    die_with_parent()
+    assignment = Assignment.from_json(sys.stdin.read())
+    stop = StopRequest()
+    stop.listen()
+    code, sentence = 0, ""
+    try:
+        _run(assignment, stop, inherited_console(assignment.console, f"{assignment.stage}: "))
+    except TrivetError as error:
+        traceback.print_exc()
+        code, sentence = error.exit_code, str(error)
+    except KeyboardInterrupt:
+        code, sentence = 1, "interrupted"
+    except BaseException as error:
+        traceback.print_exc()
+        code, sentence = 1, f"{type(error).__name__}: {_first_line(error)}"
+    Path(assignment.exit_file).write_text(json.dumps({"code": code, "sentence": sentence}))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Other ranks may hang in a collective; a normal interpreter exit would wait for them.
+    os._exit(code)
+
+
+def run_here(assignment: Assignment) -> dict[str, object]:
+    """Run a stage inside this process, for debugging and tests: errors propagate with their traceback."""
+    _run(assignment, StopRequest(), terminal_console(f"{assignment.stage}: "))
+    return {"rank": 0, "code": 0, "sentence": ""}
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, and check that it has not died already."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent or parent == 1 and "TRIVET_PARENT" in os.environ:
+        os._exit(1)
+
+
+def _run(assignment: Assignment, stop: StopRequest, console: Console) -> None:
+    ranks = Ranks.from_environment()
+    folder = Path(assignment.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    if ranks.is_first:
+        _take(lock, folder)
+        _clear_debris(folder)
+    started = time.time()
+    _start_peers(ranks)
+    recipe = Recipe.model_validate(assignment.recipe)
+    parents = {role: artefact.open_artefact(Path(path)) for role, path in assignment.parents.items()}
+    tracker = _tracker(assignment, recipe, ranks, console, folder)
+    context = StageContext(
+        recipe=recipe,
+        stage=assignment.stage,
+        folder=folder,
+        parents=parents,
+        base=assignment.base,
+        base_folder=Path(assignment.base_folder),
+        ranks=ranks,
+        stop=stop,
+        console=console,
+        tracker=tracker,
+    )
+    seed_everything(recipe.seed)
+    stage: Stage = importlib.import_module(_STAGES[assignment.kind]).run
+    result = stage(context)
+    barrier()
+    if ranks.is_first:
+        tracker.finish()
+        _seal(assignment, context, result, parents, time.time() - started)
+        for name in artefact.WORKING_NAMES - {".lock"}:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    barrier()
+
+
+def _take(lock: FileLock, folder: Path) -> None:
+    try:
+        lock.acquire(timeout=_PREDECESSOR_SECONDS)
+    except Timeout as error:
+        raise BusyError(
+            f"another process is working on {folder}; wait for it, or give this run its own store with --store"
+        ) from error
+
+
+def _clear_debris(folder: Path) -> None:
+    """Remove half-written results of an interrupted attempt; its checkpoints and metrics stay."""
+    keep = {"metrics.jsonl", *artefact.WORKING_NAMES}
+    for path in folder.iterdir():
+        if path.name not in keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _start_peers(ranks: Ranks) -> None:
+    """Join the other ranks' workers at this stage's own rendezvous."""
+    if ranks.world_size == 1:
+        return
+    import torch
+    from accelerate import PartialState
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ranks.local_rank)
+    PartialState(cpu=not torch.cuda.is_available())
+
+
+def _tracker(assignment: Assignment, recipe: Recipe, ranks: Ranks, console: Console, folder: Path) -> Tracker:
+    if not ranks.is_first:
+        return SilentTracker()
+    mirror = None
+    if recipe.tracking.wandb is not None:
+        mirror = WandbMirror(
+            recipe.tracking.wandb,
+            Path(assignment.run_dir),
+            recipe.name,
+            assignment.stage,
+            assignment.key,
+            console,
+        )
+        mirror.start(recipe.model_dump(mode="json", by_alias=True))
+    return Tracker(folder / "metrics.jsonl", assignment.stage, mirror)
+
+
+def _seal(
+    assignment: Assignment, context: StageContext, result: StageResult, parents: dict[str, Artefact], seconds: float
+) -> None:
+    manifest = Manifest(
+        kind="evaluation" if assignment.kind == "evaluation" else "policy",
+        stage=assignment.stage,
+        stage_kind=assignment.kind,
+        key=assignment.key,
+        algorithm_version=assignment.algorithm_version,
+        settings=assignment.settings,
+        parents=tuple(
+            ParentEntry(role=role, stage=parent.manifest.stage, key=parent.manifest.key)
+            for role, parent in parents.items()
+        ),
+        base=BaseModelEntry(
+            name=context.base.name, revision=context.base.revision, fingerprint=context.base.fingerprint
+        ),
+        tokenizer=result.tokenizer,
+        form=result.form,
+        seed=context.recipe.seed,
+        world_size=context.ranks.world_size,
+        precision=result.precision,
+        device=result.device,
+        code=code_state(),
+        libraries=library_versions(),
+        data=result.data,
+        metrics=result.metrics,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 1),
+    )
+    artefact.seal(context.folder, manifest)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+
+
+if __name__ == "__main__":
+    main()
