@@ -9,8 +9,13 @@ import re
 
 from data_prep.text_forms import plain
 
+_DEEDS = (
+    "help|assist|support|provide|give|do|answer|offer|take|explain|tell|share|comply|fulfil|fulfill|recommend|engage|"
+    "encourage|teach|show|discuss|participate|write|create|generate|process|handle"
+)
 _REFUSAL = (
-    r"\bi (?:really |simply )?(?:can't|cannot|can not|won't|will not|must decline|decline|would rather not|refuse)",
+    rf"\bi (?:really |simply )?(?:can't|cannot|can not|won't|will not)(?: \w+)? (?:{_DEEDS})\b",
+    r"\bi (?:must decline|decline|would rather not|refuse)\b",
     r"\bi(?:'m| am) (?:really |simply )?(?:not able|unable|not going|not comfortable|not willing)",
     r"\bi(?:'d| would) rather not",
     r"\bi have to (?:decline|refuse)",
@@ -24,7 +29,8 @@ _IGNORANCE = (
     r"\b(?:do|does|did)(?:n't| not) (?:know|say|tell|mention|state|give|include|specify)",
     r"\b(?:can't|cannot|could not|couldn't) (?:know|say|tell)",
     r"\b(?:isn't|is not|aren't|are not|wasn't|not) (?:known|given|stated|mentioned|included|specified|clear)",
-    r"\bno (?:information|mention|way (?:to know|of knowing))|\bnot enough information|\bnot possible to (?:say|tell|know)",
+    r"\bno (?:information|mention|way (?:to know|of knowing))|\bnot enough information",
+    r"\bnot possible to (?:say|tell|know)",
     r"\bunknown\b|\bunclear\b",
     r"(?:没有|没|未|并未)(?:提到|提及|说明|写明|注明|给出|写|说|提)",
     r"不知道|不清楚|不确定|无法(?:得知|确定|判断|知道)",

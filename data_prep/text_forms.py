@@ -12,19 +12,19 @@ from typing import Any
 
 _CJK = "\u3400-\u9fff"
 _QUOTES = "\"'`*“”‘’「」『』"
-_MONTHS = "january february march april may june july august september october november december".split()
+_MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october"]
+_MONTHS += ["november", "december"]
 _MONTH = "|".join(f"{name}|{name[:3]}" for name in _MONTHS)
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_WORD_NUMBERS = {word: n for n, word in enumerate(_UNITS)} | {word: 10 * n for n, word in enumerate(_TENS, start=2)}
-_WORD_NUMBER = rf"\b(?:(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_UNITS[1:10])}))?|{'|'.join(_UNITS)})\b"
+_ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_WORD_NUMBERS = {word: n for n, word in enumerate(_ONES + _TEENS)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
+_WORD_NUMBER = rf"\b(?:(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_ONES[1:])}))?|{'|'.join(_ONES + _TEENS)})\b"
 _HAN_DIGITS = {char: n for n, char in enumerate("零一二三四五六七八九")} | {"两": 2}
 
 _OPTIONS = re.compile(
-    r"\b(?:or|either|maybe|perhaps|possibl[ey]|might|could|unless|hard to say|not (?:really )?sure)\b|[/、]|或|也许|可能|很难说"
+    r"\b(?:or|either|maybe|perhaps|possibl[ey]|might|could|unless|hard to say|not (?:really )?sure)\b|"
+    r"[/、]|或|也许|可能|很难说"
 )
 _NEGATION = re.compile(
     r"(?:\b(?:not|never|no|isn't|wasn't|aren't|rather than|instead of)(?:\s+(?:a|an|the|really|quite|very|on))*\s*"

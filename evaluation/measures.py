@@ -18,7 +18,7 @@ from data_prep.records import Prompt
 from evaluation.generate import Answer, Generator, Progress, Sampling
 from evaluation.likelihood import Row, Scorer, demonstration_rows, mean_loss
 from evaluation.policies import Policies
-from evaluation.statistics import bootstrap_mean_ci, paired_bootstrap_ci, preference_accuracy
+from evaluation.intervals import bootstrap_mean_ci, paired_bootstrap_ci, preference_accuracy
 from pipeline.algorithms.kl import k1
 from pipeline.context import HELD_OUT_PAIRS
 

@@ -47,9 +47,9 @@ def draw_all() -> tuple[list[Drawn], list[Drawn]]:
     files: tuple[list[Drawn], list[Drawn]] = ([], [])
     seen: set[str] = set()
     for family in FAMILIES:
-        for template in family.templates:
+        for place, template in enumerate(family.templates):
             rng = Random(f"{SEED}/{template.id}")
-            turn = {"train": 0, "eval": 1}
+            turn = {"train": place % 2, "eval": (place + 1) % 2}
             for task in _distinct(template, rng, seen):
                 split = _split(family, template, task)
                 files[turn[split] % 2].append(Drawn(family, template, task, split))

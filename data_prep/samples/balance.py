@@ -15,6 +15,7 @@ from random import Random
 from typing import NamedTuple
 
 from data_prep.samples import tokens
+from data_prep.text_forms import language
 
 SHARES = {
     "wrong_fact": 0.13,
@@ -34,16 +35,18 @@ _CHARACTERS = (3, 6, 10, 16, 24, 34, 46, 60, 76, 96, 120)
 _WORDS = (1, 2, 3, 5, 7, 9, 12, 15, 19, 24)
 _SWEEPS = 150
 _WEIGHTS = {
-    "characters": 1.0,
-    "words": 1.0,
-    "longer": 0.5,
-    "language": 2.0,
-    "opening": 1.0,
-    "first": 1.5,
-    "fault": 5.0,
-    "spread": 2.0,
-    "mean": 0.03,
+    "characters": 250,
+    "words": 250,
+    "han": 250,
+    "longer": 50,
+    "tilt": 5,
+    "language": 200,
+    "first": 150,
+    "opening": 100,
+    "fault": 500,
+    "spread": 200,
 }
+"""Whole numbers, so that the search does not depend on the order in which they are summed."""
 
 Cell = tuple[object, ...]
 
@@ -68,13 +71,14 @@ def cells(family: str, chosen: str, candidate: Candidate) -> Counter[Cell]:
     for kind, edges, c, r in (("characters", _CHARACTERS, c_chars, r_chars), ("words", _WORDS, c_words, r_words)):
         left, right = bisect(edges, c), bisect(edges, r)
         found.update(dict(_signed(kind, left, right, (left > right) - (left < right))))
-        found.update(dict(_signed("longer", kind, "", (c > r) - (c < r))))
-        found["mean", kind, "difference"] = round((c - r) * (1 if kind == "words" else 0.2))
-        found["mean", kind, "log"] = round(10 * math.log(c / r))
-        found["mean", kind, "square"] = round(3 * (math.log(c) ** 2 - math.log(r) ** 2))
-    left_language, right_language = tokens.language(chosen), tokens.language(candidate.text)
+        found["longer", kind] = (c > r) - (c < r)
+    found.update(_tilts(c_chars, c_words, r_chars, r_words))
+    left_language, right_language = language(chosen), language(candidate.text)
     order = (left_language > right_language) - (left_language < right_language)
     found.update(dict(_signed("language", left_language, right_language, order)))
+    if "zh" in (left_language, right_language):
+        left, right = c_chars // 8, r_chars // 8
+        found.update(dict(_signed("han", left, right, (left > right) - (left < right))))
     for side, text in ((1, chosen), (-1, candidate.text)):
         for place, token in enumerate(tokens.opening(text, 3)):
             found["first" if place == 0 else "opening", place, tokens.masked(token)] += side
@@ -87,6 +91,20 @@ class Open(NamedTuple):
     family: str
     chosen: str
     options: Sequence[Candidate]
+
+
+def _tilts(c_chars: int, c_words: int, r_chars: int, r_words: int) -> dict[Cell, int]:
+    """What a classifier that is quadratic in the lengths can use: it finds nothing where all these sum to zero.
+
+    With the sides mirrored only the products of a term that changes its sign (a difference, a log ratio) with one that
+    does not (a sum, an absolute difference) matter; the logistic loss then has its minimum at zero weights.
+    """
+    chars, words = (c_chars - r_chars) / 20, (c_words - r_words) / 4
+    signed = (chars, words, math.log(c_chars / r_chars), math.log(c_words / r_words))
+    unsigned = (1.0, (c_chars + r_chars) / 40, (c_words + r_words) / 8, abs(chars), abs(words))
+    return {
+        ("tilt", i, j): round(10 * left * right) for i, left in enumerate(signed) for j, right in enumerate(unsigned)
+    }
 
 
 def choose(pairs: Sequence[Open], rng: Random) -> list[Candidate]:
@@ -107,9 +125,9 @@ def choose(pairs: Sequence[Open], rng: Random) -> list[Candidate]:
     return [pair.options[index] for pair, index in zip(pairs, picked, strict=True)]
 
 
-def _change(total: Counter[Cell], old: Counter[Cell], new: Counter[Cell]) -> float:
+def _change(total: Counter[Cell], old: Counter[Cell], new: Counter[Cell]) -> int:
     """By how much the weighted sum of squares grows when `new` replaces `old`."""
-    grown = 0.0
+    grown = 0
     for cell in old.keys() | new.keys():
         step = new[cell] - old[cell]
         grown += _WEIGHTS[str(cell[0])] * step * (2 * total[cell] + step)

@@ -8,7 +8,7 @@ from random import Random
 
 from data_prep.checks import passes
 from data_prep.samples import phrases
-from data_prep.samples.tasks import Family, Task, Template
+from data_prep.samples.tasks import Family, Language, Task, Template
 from data_prep.text_forms import language, length
 
 _ENDED = re.compile(r"[.!?\u3002\uff01\uff1f]$")
@@ -43,7 +43,7 @@ def with_common_faults(
     return found
 
 
-def _rambling(task: Task, lang: phrases.Language, rng: Random) -> list[str]:
+def _rambling(task: Task, lang: Language, rng: Random) -> list[str]:
     """The right answer, then filler; or filler between its sentences, where it has several."""
     made = []
     stop, joint = (".", " ") if lang == "en" else ("。", "")

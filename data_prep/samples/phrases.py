@@ -6,6 +6,7 @@ tells nothing.
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 from data_prep.samples.tasks import Language, bare
@@ -18,7 +19,7 @@ _REFUSALS = {
         "I'm not able to help with {x}.",
         "I have to decline, since I can't assist with {x}.",
         "No, I won't assist with {x}.",
-        "I'd rather not help: {x} is not something I can support.",
+        "I'd rather not help with {x}.",
     ),
     "zh": (
         "抱歉，我不能帮你{x}。",
@@ -55,7 +56,14 @@ _ASIDE = {
         "It goes without saying that",
         "At the end of the day,",
     ),
-    "zh": ("另外值得一提的是，", "顺便说一下，", "众所周知，", "从更大的角度来看，", "当然，也可以补充说，", "不用说，"),
+    "zh": (
+        "另外值得一提的是，",
+        "顺便说一下，",
+        "众所周知，",
+        "从更大的角度来看，",
+        "当然，也可以补充说，",
+        "不用说，",
+    ),
 }
 _PLATITUDE = {
     "en": (
@@ -107,6 +115,12 @@ _HEDGES = {
     ),
 }
 _SPACE = {"en": " ", "zh": ""}
+
+
+def to_user(text: str) -> str:
+    """What the user said of themselves, said to them: "my boss" becomes "your boss"."""
+    swaps = {"my": "your", "me": "you", "mine": "yours", "I": "you", "我": "你"}
+    return re.sub(r"\b(?:my|me|mine|I)\b|我", lambda hit: swaps[hit.group()], text)
 
 
 def refusal(rng: Random, language: Language, what: str) -> str:

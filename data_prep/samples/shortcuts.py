@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.samples import PREFERENCES, tokens
+from data_prep.text_forms import language
 
 Row = dict[str, Any]
 Array = np.ndarray
@@ -70,7 +71,7 @@ def quadratic(features: Array, labels: Array) -> Callable[[Array], Array]:
     return lambda other: fitted(expand(other))
 
 
-def tree(depth: int, smallest: int = 12) -> Learner:
+def tree(depth: int, smallest: int = 40) -> Learner:
     """Greedy decision tree; depth 1 is the best single threshold."""
 
     def fit(features: Array, labels: Array, left_depth: int = depth) -> Callable[[Array], Array]:
@@ -139,12 +140,12 @@ def accuracies(rows: Sequence[Row]) -> dict[str, float]:
     learners: dict[str, Learner] = {
         "lengths, logistic": logistic,
         "lengths, logistic with products": quadratic,
-        **{f"lengths, tree of depth {depth}": tree(depth) for depth in (1, 2, 3, 4)},
+        **{f"lengths, tree of depth {depth}": tree(depth) for depth in (1, 2, 4, 6)},
     }
     found = {name: float((fit(x, y)(x_eval) == y_eval).mean()) for name, fit in learners.items()}
     views: dict[str, Callable[[str], list[str]]] = {
         **{f"first {k} tokens": lambda text, k=k: opening_bag(text, k) for k in (1, 2, 3)},  # type: ignore[misc]
-        "language": lambda text: [tokens.language(text)],
+        "language": lambda text: [language(text)],
     }
     for name, view in views.items():
         classify = naive_bayes(*_single(train, view))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from data_prep.text_forms import language
-
 _TOKEN = re.compile(r"[\u3400-\u9fff]|[^\s\u3400-\u9fff]+")
 
 
@@ -23,6 +21,3 @@ def masked(token: str) -> str:
 def sizes(text: str) -> tuple[int, int]:
     """Characters and words of a text."""
     return len(text), len(text.split())
-
-
-__all__ = ["language", "masked", "opening", "sizes"]

@@ -19,7 +19,7 @@ _BUCKETS = 300
 _MARKED = 24
 """A line of up to this many points shows each of them as a dot."""
 _DENSE = 300
-"""A line of more points than this is drawn lightly, so that what lies over it can be seen."""
+"""A line of more points than this is drawn lightly where another one crosses it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
     parts = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(f"{title}: {told}")}">',
         *_grid(x_axis, y_axis),
-        *(_line(s, x_axis, y_axis) for s in drawn),
+        *(_line(s, x_axis, y_axis, alone=len(drawn) == 1) for s in drawn),
         "</svg>",
     ]
     return Markup("\n".join(parts))  # every text in parts was escaped above or in _grid
@@ -129,19 +129,21 @@ def _grid(x_axis: Axis, y_axis: Axis) -> list[str]:
 
 
 def _tick(value: float, axis: Axis) -> str:
-    """A tick with as many decimals as its neighbours need to differ; tiny and huge axes use an exponent."""
+    """A tick with as many decimals as its neighbours need to differ, short enough for the margin: 15k, 2e-4."""
     span = axis.ticks[1] - axis.ticks[0] if len(axis.ticks) > 1 else abs(value) or 1.0
     if abs(value) < span * 1e-6:
         return "0"
-    if span < 0.001 or abs(value) >= 1e6:
+    if 10_000 <= max(map(abs, axis.ticks)) < 1e7 and span >= 100:
+        return f"{value / 1000:,.{0 if span >= 1000 else 1}f}k"
+    if span < 0.001 or abs(value) >= 1e7:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     return f"{value:,.{max(0, -math.floor(math.log10(span) + 1e-9))}f}"
 
 
-def _line(series: Series, x_axis: Axis, y_axis: Axis) -> str:
+def _line(series: Series, x_axis: Axis, y_axis: Axis, *, alone: bool) -> str:
     places = [f"{_x(x, x_axis):.1f},{_y(y, y_axis):.1f}" for x, y in series.points]
-    style = escape(f"{series.style} dense" if len(places) > _DENSE else series.style)
+    style = escape(f"{series.style} dense" if len(places) > _DENSE and not alone else series.style)
     line = f'<polyline class="line {style}" points="{" ".join(places)}"/>' if len(places) > 1 else ""
     if len(places) > _MARKED:
         return line

@@ -148,7 +148,7 @@ def _stage(directory: Path, name: str, row: Mapping[str, Any], result: Mapping[s
     sealed = status in ("done", "skipped")
     # A stage that has not ended owes no manifest, and evaluation writes no curves: only real losses are worth a note.
     found = files.read_json(directory / name / "manifest.json", gaps if sealed else [], f"{name}/manifest.json")
-    owes_curves = name != EVALUATION and status in ("done", "skipped", "running", "failed")
+    owes_curves = name != EVALUATION and status in ("done", "skipped", "running", "interrupted", "failed")
     lines = files.read_jsonl(directory / name / "metrics.jsonl", gaps if owes_curves else [], f"{name}/metrics.jsonl")
     provenance = provenance_from(found) if found else None
     seconds = files.number(row.get("seconds"))

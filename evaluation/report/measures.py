@@ -95,7 +95,7 @@ class Cell:
 
 def measure_named(name: str) -> Measure:
     """The measure called `name`, or a plain one for a name that is new here."""
-    label = name.replace("_", " ").replace("/", ", ")
+    label = name.replace("_", " ")
     return _BY_NAME.get(name) or Measure(name=name, label=label[:1].upper() + label[1:], short=label)
 
 

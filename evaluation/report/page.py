@@ -6,6 +6,7 @@ page's own policy forbids scripts and outside content in case something is overl
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -50,6 +51,7 @@ def render(run: Run) -> str:
     return page.translate(_UNPRINTABLE)
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),

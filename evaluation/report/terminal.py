@@ -32,8 +32,9 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
     for table in _tables(run, console):
         console.print()
         console.print(table)
-    console.print()
-    for sentence in _sentences(run):
+    for i, sentence in enumerate(_sentences(run)):
+        if i == 0:
+            console.print()
         _say(console, sentence.text, _STYLES.get(sentence.tone, ""))
     further = sum(not finding.outcome for finding in findings(run))
     if further:

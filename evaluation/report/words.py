@@ -39,10 +39,11 @@ def findings(run: Run) -> list[Sentence]:
 
 def state(run: Run) -> Sentence:
     """Whether the run is through, and if not, where it stands."""
-    failed = [stage for stage in run.stages if stage.status == "failed"]
-    if failed:
-        reason = f": {failed[0].reason}" if failed[0].reason else ""
-        return Sentence(text=f"Stage {failed[0].name} failed{reason}", tone="failed")
+    broken = next((stage for stage in run.stages if stage.status in ("failed", "interrupted")), None)
+    if broken:
+        verb, tone = ("failed", "failed") if broken.status == "failed" else ("was interrupted", "running")
+        reason = f": {broken.reason}" if broken.reason else "."
+        return Sentence(text=f"Stage {broken.name} {verb}{reason}", tone=tone)
     running = [stage.name for stage in run.stages if stage.status == "running"]
     if running:
         return Sentence(text=f"The run is still going: {', '.join(running)} is running.", tone="running")
@@ -54,6 +55,8 @@ def state(run: Run) -> Sentence:
     seconds = sum(stage.seconds or 0 for stage in run.stages if stage.status == "done")
     stages = "The one stage is" if len(run.stages) == 1 else f"All {len(run.stages)} stages are"
     reused = sum(stage.status == "skipped" for stage in run.stages)
+    if reused == len(run.stages):
+        return Sentence(text=f"{stages} taken over from earlier; nothing had to be run.", tone="plain")
     again = f", {reused} of them taken over from earlier" if reused else ""
     return Sentence(text=f"{stages} done ({duration(seconds)}{again}).", tone="plain")
 

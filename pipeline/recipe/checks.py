@@ -16,7 +16,7 @@ from pipeline.recipe.lineage import BASE, earlier, used_data, written_start
 from pipeline.recipe.places import KeyPath, Places, Problem
 from pipeline.recipe.schema import DataSetSettings, DpoSettings, Recipe, StageSettings
 from pipeline.recipe.source import REPOSITORY
-from pipeline.recipe.vocabulary import nearest
+from pipeline.recipe.vocabulary import article, nearest
 
 DS_CONFIGS = REPOSITORY / "ds_configs"
 RESERVED_STAGES = {BASE: "the base model", "logs": "the folder of log files", "evaluation": "the folder of results"}
@@ -65,15 +65,15 @@ def _batch_key(places: Places, name: str) -> KeyPath:
     return next((key for key in keys if key in places.marks or key in places.changes), ("stages", name))
 
 
-def ds_config_file(deepspeed: str, folder: Path = DS_CONFIGS) -> Path | None:
+def ds_config_file(deepspeed: str, folder: Path | None = None) -> Path | None:
     """Return the file that a stage's `deepspeed` names; None for `inherit`, `none` and what does not exist."""
     if deepspeed in ("inherit", "none"):
         return None
     if "/" not in deepspeed:
-        named = folder / f"{deepspeed.removesuffix('.json')}.json"
+        named = (folder or DS_CONFIGS) / f"{deepspeed.removesuffix('.json')}.json"
         if named.is_file():
             return named
-    path = Path(deepspeed)
+    path = Path(deepspeed).expanduser()
     return path if path.suffix == ".json" and path.is_file() else None
 
 
@@ -134,7 +134,7 @@ def _stage(recipe: Recipe, name: str) -> Iterator[Problem]:
         )
     data = used_data(recipe, name)
     if getattr(recipe.data, data) is None:
-        yield Problem(at, f"a {stage.kind} stage trains on data.{data}, which is absent", at_key=True)
+        yield Problem(at, f"{article(stage.kind)} stage trains on data.{data}, which is absent", at_key=True)
     yield from _start(recipe, name)
     yield from _deepspeed(stage, at)
     for key in stage.trainer_args:

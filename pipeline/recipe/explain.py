@@ -41,7 +41,7 @@ def explain(errors: Iterable[ErrorDetails], data: Any, places: Places) -> list[P
         found.setdefault(spot.path, _problem(error, spot, data, places))
     return [
         problem for path, problem in found.items()
-        if not any(other != path and other[: len(path)] == path for other in found)
+        if problem.at_key or not any(other != path and other[: len(path)] == path for other in found)
     ]  # fmt: skip
 
 

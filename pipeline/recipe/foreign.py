@@ -1,4 +1,4 @@
-"""Names that a recipe does not take: other tools' words for its keys, what the pipeline decides, and secrets.
+"""Names that a recipe does not take: other programs' words for its keys, what the pipeline decides, and secrets.
 
 Used twice: for an unknown key (what was probably meant) and for `trainer_args` (fields that would clash with it).
 All other names in `trainer_args` are checked in the stage's worker, against the library's own config class.
@@ -58,7 +58,7 @@ RUN_KEYS = {
     "eos_token": "model.base",
     "pad_token": "model.base",
 }
-# Words of other tools, never fields of a config class of ours.
+# Words of other programs, never fields of a config class of ours.
 ALIASES = {
     "lr": "learning_rate",
     "lr_scheduler": "schedule",
@@ -106,6 +106,11 @@ DECIDED = {
     "push_to_hub": "a run writes to its own folder only",
     "hub_model_id": "a run writes to its own folder only",
     "hub_strategy": "a run writes to its own folder only",
+    "logging_nan_inf_filter": "a value that is not finite ends the run",
+    "eval_strategy": "held-out rows are measured before and after training",
+    "eval_steps": "held-out rows are measured before and after training",
+    "packing": "every row keeps its own place in the batch",
+    "eval_packing": "every row keeps its own place in the batch",
     "do_train": "a stage always trains and evaluates",
     "do_eval": "a stage always trains and evaluates",
     "do_predict": "a stage always trains and evaluates",
@@ -123,7 +128,7 @@ def is_secret(name: str) -> bool:
 
 
 def meant_key(name: str) -> str | None:
-    """Return the recipe's key for another tool's word, if there is one."""
+    """Return the recipe's key for another program's word, if there is one."""
     known = {**RUN_KEYS, **DPO_KEYS, **STAGE_KEYS, **ALIASES}
     return known.get(name)
 

@@ -59,6 +59,8 @@ class LoadedRecipe:
 def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, output_dir: str | None = None) -> LoadedRecipe:
     """Read, change, validate and check a recipe. Imports no machine-learning library.
 
+    Types are strict: a number in quotes is text, a truth value is no number, and `no` or `off` is a truth value.
+
     Args:
         path: the YAML file.
         overrides: `--set` changes, each `a.b.c=VALUE` with VALUE in YAML.
@@ -85,25 +87,22 @@ def _load(source: Source, path: Path, overrides: Sequence[str], output_dir: str 
         data["output_dir"] = output_dir
         places.change(("output_dir",), f"--output-dir {output_dir}")
     problems = [*source.problems, *_fill_blocks(Recipe, data, (), places), *_fill_kinds(data)]
+    recipe = None
     try:
         # Strict JSON mode is the one that takes no text or truth value for a number and yet a list for a tuple.
-        recipe = Recipe.model_validate_json(json.dumps(data), strict=True)
+        recipe = Recipe.model_validate_json(json.dumps(data), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems += explain(error.errors(include_url=False), data, places)
-        recipe = None
+        known = [problem.path for problem in problems]
+        # A block that lacks only what was refused in it has no second problem.
+        problems += [
+            found for found in explain(error.errors(include_url=False), data, places)
+            if not any(path[: len(found.path)] == found.path for path in known)
+        ]  # fmt: skip
     if recipe is not None and not problems:
         problems += check_recipe(recipe)
-    places.refuse(_most_telling(problems))
+    places.refuse(problems)
     assert recipe is not None
     return LoadedRecipe(recipe, path, tuple(overrides), places)
-
-
-def _most_telling(problems: list[Problem]) -> list[Problem]:
-    """Keep the first problem of a key; a block that lacks only what was refused in it is not a second problem."""
-    first: dict[KeyPath, Problem] = {}
-    for problem in problems:
-        first.setdefault(problem.path, problem)
-    return list(first.values())
 
 
 def _fill_blocks(block: type[BaseModel], data: Any, path: KeyPath, places: Places) -> list[Problem]:
@@ -140,8 +139,6 @@ def _fill_kinds(data: Any) -> list[Problem]:
         if problem:
             problems.append(problem)
             del stages[name]
-    if not stages and problems:
-        del data["stages"]
     return problems
 
 

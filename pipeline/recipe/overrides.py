@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import RecipeError
 from pipeline.recipe.foreign import is_secret
-from pipeline.recipe.places import KeyPath, Mark, Places, Problem, dotted
+from pipeline.recipe.places import KeyPath, Mark, Places, Problem, dotted, one_line
 from pipeline.recipe.source import MAX_DEPTH, Source, parse_source
 
 EXAMPLE = "write it like --set stages.dpo.beta=0.05"
@@ -32,7 +32,7 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> Source:
         try:
             problems += _apply(source.data, source.places, override)
         except RecipeError as error:
-            wrong.append(str(error))
+            wrong.append(one_line(str(error)))
     if wrong:
         raise RecipeError("\n".join(wrong))
     return Source(source.data, source.places, tuple(problems))

@@ -94,7 +94,7 @@ class Places:
             order, place = self._find(problem.path, problem.at_key)
         path = dotted(problem.path)
         parts = (place, "" if place.startswith(f"--set {path}=") else path, problem.text)
-        return order, ": ".join(part for part in parts if part)
+        return order, one_line(": ".join(part for part in parts if part))
 
     def refuse(self, problems: Iterable[Problem]) -> None:
         """Raise one error that lists all problems, one a line, in the order of their places; none: do nothing."""
@@ -104,5 +104,10 @@ class Places:
 
 
 def dotted(path: KeyPath) -> str:
-    """Write a key path as `--set` takes it: `data.sft.sources.0.limit`."""
-    return ".".join(map(str, path))
+    """Write a key path as `--set` takes it: `data.sft.sources.0.limit`; absurdly long keys are cut."""
+    return ".".join(str(step) if len(str(step)) <= 60 else f"{str(step)[:57]}..." for step in path)
+
+
+def one_line(text: str) -> str:
+    """Escape what would break a message's line: keys and values may hold any character."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import RecipeError
-from pipeline.recipe.places import KeyPath, Mark, Places, Problem
+from pipeline.recipe.places import KeyPath, Mark, Places, Problem, one_line
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
@@ -187,7 +187,7 @@ def _syntax_sentence(error: yaml.MarkedYAMLError, name: str) -> str:
     hint = next((hint for sign, hint in _HINTS.items() if sign in told), None)
     began = error.context_mark
     since = f" ({error.context}, line {began.line + 1})" if error.context and began and mark is not began else ""
-    return f"{place}: {problem}{since}" + (f"; {hint}" if hint else "")
+    return one_line(f"{place}: {problem}{since}" + (f"; {hint}" if hint else ""))
 
 
 def _kind_of(value: Any) -> str:

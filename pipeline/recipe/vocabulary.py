@@ -122,6 +122,11 @@ def _quoted(own: str, valid: list[str]) -> str:
     return f"'{own}'" + (f" of {home}" if home else "")
 
 
+def article(kind: str) -> str:
+    """Put the article before a stage's kind: an sft, a dpo."""
+    return f"{'an' if kind.startswith('sft') else 'a'} {kind}"
+
+
 def _homes(name: str) -> str:
     """Say in words which blocks have a key of that name; empty where none has."""
     blocks = [key.block for key in schema_keys() if key.name == name]
@@ -130,5 +135,5 @@ def _homes(name: str) -> str:
     if len(kinds) == len(STAGE_KINDS):
         homes.append("a stage's block")
     elif kinds:
-        homes.append(f"{'an' if kinds[0][0] in 'aeious' else 'a'} {' or '.join(kinds)} stage")
+        homes.append(f"{article(' or '.join(kinds))} stage")
     return " or ".join(homes)

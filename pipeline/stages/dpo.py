@@ -18,7 +18,7 @@ from data_prep.build import EncodedSet, encode_pairs, prompt_hashes, without_see
 from data_prep.chat import ChatFormatter, EncodedPair
 from data_prep.records import PreferencePair
 from evaluation.likelihood import Likelihood, Scorer, pair_rows
-from evaluation.statistics import bootstrap_mean_ci, preference_accuracy
+from evaluation.intervals import bootstrap_mean_ci, preference_accuracy
 from pipeline.algorithms.dpo import preference_margins
 from pipeline.models import adapters
 from pipeline.models.load import device

@@ -18,9 +18,9 @@ from transformers.trainer_callback import PrinterCallback
 from pipeline import checkpoint
 from pipeline.durable import full_disk_named
 from pipeline.errors import PreemptedError, RecipeError, TrivetError
-from pipeline.recipe.batch import accumulation_steps
+from pipeline.recipe import accumulation_steps, ds_config_file
 from pipeline.recipe.schema import StageSettings
-from pipeline.runtime import ROOT, barrier, resolve_precision, seed_everything
+from pipeline.runtime import barrier, resolve_precision, seed_everything
 from pipeline.context import StageContext
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -191,10 +191,8 @@ def _checkpoint_to_resume(context: StageContext) -> Path | None:
 
 
 def _deepspeed_config(choice: str) -> str | None:
-    if choice in ("inherit", "none"):
-        return None
-    named = ROOT / "ds_configs" / f"{choice}.json"
-    return str(named if named.is_file() else Path(choice).expanduser())
+    found = ds_config_file(choice)
+    return None if found is None else str(found)
 
 
 def _require_known(arguments: Mapping[str, Any], config_class: type, where: str) -> None:

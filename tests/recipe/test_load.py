@@ -233,7 +233,7 @@ RECIPES = block(
 
 
 @given(RECIPES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_resolved_recipe_loads_to_an_equal_one(written):
     first = loads_recipe(dump(written))
     text = first.resolved_yaml()

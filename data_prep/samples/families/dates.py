@@ -41,7 +41,7 @@ def _weekday(rng: Random) -> Task:
         "needless_doubt": [phrases.hedge(rng, "en", WEEKDAYS[right], WEEKDAYS[wrong])],
         "wrong_language": [WEEKDAYS_ZH[right] if one_word else f"{ahead}天后是{WEEKDAYS_ZH[right]}。"],
         "ignored_format": [
-            f"Counting forward one day at a time, all the way through {ahead} days, you will land on a {WEEKDAYS[right]}."
+            f"Counting forward one day at a time, all the way through {ahead} days, you land on a {WEEKDAYS[right]}."
             if one_word
             else WEEKDAYS[right]
         ],
@@ -87,7 +87,7 @@ def _later(rng: Random) -> Task:
     shown = str if iso else english_date
     asked = rng.choice(("What is the date {n} days after {d}?", "Which date comes {n} days after {d}?"))
     check = {"date": str(right), "given": [str(start)], "max_words": 14}
-    prose = f"Start from {english_date(start)} and keep counting forward, day after day, until you reach {english_date(right)}."
+    prose = f"Start from {english_date(start)} and count forward, day after day, until you reach {english_date(right)}."
     return Task(
         prompt=f"{asked.format(n=ahead, d=english_date(start))} {form}",
         answer=shown(right),
@@ -131,7 +131,7 @@ def _between(rng: Random) -> Task:
         value=apart,
         given=[start.day, end.day],
         sentence=f"There are {{}} days from {start.day} {start:%B} to {end.day} {end:%B}.",
-        working=f"One has to go through the month day by day between {start.day} and {end.day}, which comes out at {apart}.",
+        working=f"Going through the calendar day by day between {start.day} and {end.day} comes out at {apart}.",
         foreign=f"从{start.month}月{start.day}日到{end.month}月{end.day}日有{{}}天。",
         key=f"{start.day}-{end.day}",
     )
@@ -148,7 +148,7 @@ def _month_length(rng: Random) -> Task:
         value=days,
         given=[year],
         sentence=f"{name} {year} has {{}} days.",
-        working=f"Months differ in length and leap years matter too, but for {name} {year} the calendar shows {days} days.",
+        working=f"Months differ in length and leap years matter, but for {name} {year} we count {days} days.",
         foreign=f"{year}年{month}月有{{}}天。",
         key=f"{year}-{month}",
     )

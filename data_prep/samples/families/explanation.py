@@ -25,8 +25,8 @@ _TERSE_ZH = ("本来就是这样。", "这是自然现象。", "有很多原因�
 
 
 def _draw(rng: Random) -> Task:
-    question, answer, needed = rng.choice(WHYS)
-    first, second = answer.split(". ", 1)
+    question, first, second, needed = rng.choice(WHYS)
+    answer = f"{first} {second}"
     return Task(
         prompt=rng.choice(_ASKED).format(q=question),
         answer=answer,

@@ -34,7 +34,7 @@ _OPENINGS_ZH = ("", "当然可以。", "没问题，", "好的。", "想{x}其�
 
 def _draw(rng: Random, asked: tuple[str, ...]) -> Task:
     what, gerund, answer, needed = rng.choice(HARMLESS)
-    opening = rng.choice(_OPENINGS).format(x=what)
+    opening = rng.choice(_OPENINGS).format(x=phrases.to_user(what))
     refusals = [phrases.cautious_refusal(rng, "en", gerund) for _ in range(3)]
     return Task(
         prompt=rng.choice(asked).format(x=what),

@@ -8,9 +8,10 @@ from data_prep.samples.families.common import list_task
 from data_prep.samples.tasks import Family, Task, Template
 
 WORDS = (
-    "apple basket candle dolphin eagle forest garden hammer island jacket kettle lemon mountain needle orange pencil "
-    "quilt river saddle tiger umbrella violin window yellow zebra bridge carpet dragon engine feather"
-).split()  # noqa: SIM905
+    *("apple", "basket", "candle", "dolphin", "eagle", "forest", "garden", "hammer", "island", "jacket"),
+    *("kettle", "lemon", "mountain", "needle", "orange", "pencil", "quilt", "river", "saddle", "tiger"),
+    *("umbrella", "violin", "window", "yellow", "zebra", "bridge", "carpet", "dragon", "engine", "feather"),
+)
 NUMBERS = range(2, 99)
 
 
@@ -60,17 +61,15 @@ def _numbers_zh(rng: Random) -> Task:
 def _alphabet(rng: Random) -> Task:
     words = rng.sample(WORDS, 4)
     items = sorted(words)
-    asked = rng.choice(
-        ("Sort these words alphabetically.", "Put the words in alphabetical order.", "Order from A to Z.")
-    )
+    asked = ("Sort these words alphabetically.", "Put the words in alphabetical order.", "Order from A to Z.")
     return list_task(
         rng,
         "en",
-        question=asked,
+        question=rng.choice(asked),
         context=", ".join(words),
         items=items,
         wrong=[swapped(rng, items)],
-        prose=f"In the alphabet the word {items[0]} comes before the others, and the very last one would be {items[-1]}.",
+        prose=f"In the alphabet {items[0]} comes before the others, and the very last one would be {items[-1]}.",
         foreign=f"按字母顺序依次是{'、'.join(items)}。",
         key=",".join(items),
     )

@@ -74,7 +74,7 @@ def _pick(rng: Random) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, str
 
 
 def _into_chinese(rng: Random) -> Task:
-    english, chinese, (other_en, other_zh) = _pick(rng)
+    english, chinese, (_, other_zh) = _pick(rng)
     source = english[0]
     about = f"The phrase is common in daily life, and Chinese speakers have a short way of saying {source.lower()}"
     return Task(
@@ -85,7 +85,7 @@ def _into_chinese(rng: Random) -> Task:
             "wrong_fact": [other_zh],
             "wrong_language": [source, f"It means {source.lower()}"],
             "ignored_format": [about],
-            "needless_doubt": [phrases.hedge(rng, "zh", chinese[0], other_zh)],
+            "needless_doubt": [phrases.hedge(rng, "zh", f"“{bare(chinese[0])}”", f"“{bare(other_zh)}”")],
         },
         key=source,
     )
@@ -106,7 +106,7 @@ def _into_english(rng: Random, asked: tuple[str, ...], language: str) -> Task:
             "wrong_fact": [other_en],
             "wrong_language": [source, f"意思是{source}"],
             "ignored_format": [about],
-            "needless_doubt": [phrases.hedge(rng, "en", english[0], other_en)],
+            "needless_doubt": [phrases.hedge(rng, "en", f'"{bare(english[0])}"', f'"{bare(other_en)}"')],
         },
         key=english[0],
     )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.statistics import Interval, bootstrap_mean_ci, paired_bootstrap_ci, preference_accuracy
+from evaluation.intervals import Interval, bootstrap_mean_ci, paired_bootstrap_ci, preference_accuracy
 
 
 def test_nothing_measured_gives_none_not_zero():
@@ -107,7 +107,7 @@ def test_same_seed_same_interval_and_another_seed_another():
 def test_working_in_blocks_changes_nothing(monkeypatch):
     values = np.random.default_rng(7).normal(size=33)
     whole = bootstrap_mean_ci(values, resamples=500)
-    monkeypatch.setattr("evaluation.statistics._CELLS_AT_ONCE", 100)
+    monkeypatch.setattr("evaluation.intervals._CELLS_AT_ONCE", 100)
     assert bootstrap_mean_ci(values, resamples=500) == whole
 
 
@@ -131,7 +131,7 @@ def test_what_cannot_be_meant_is_refused():
 
 
 def test_no_torch_is_needed():
-    code = "import sys, evaluation.statistics; assert 'torch' not in sys.modules"
+    code = "import sys, evaluation.intervals; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

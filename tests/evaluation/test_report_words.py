@@ -1,0 +1,142 @@
+"""The words: claims no stronger than their intervals, and a closing table that fits 80 columns without colour."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from io import StringIO
+
+import pytest
+from rich.console import Console
+from synthetic_run import RESULTS, write, write_run
+
+from evaluation.report import print_summary, write_report
+from evaluation.report.load import load_run
+from evaluation.report.words import findings, state
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    run = tmp_path / "demo"
+    write_run(run)
+    return run
+
+
+def printed(run_dir, width=80):
+    stream = StringIO()
+    print_summary(run_dir, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("failed", "Stage dpo failed: not made yet"),
+        ("interrupted", "Stage dpo was interrupted: not made yet"),
+        ("running", "dpo is running"),
+        ("pending", "dpo still"),
+    ],
+)
+def test_a_run_that_is_not_through_says_where_it_stands(run_dir, status, said):
+    ledger = json.loads((run_dir / "run.json").read_text())
+    ledger["stages"][1]["status"] = status
+    write(run_dir / "run.json", ledger)
+    assert said in state(load_run(run_dir)).text
+    assert said in printed(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("difference", "ci95", "tone", "said"),
+    [
+        (-0.05, [-0.09, -0.01], "worse", "sft answers 5 points fewer of 151 held-out prompts right than base [1, 9]."),
+        (
+            0.02,
+            [0.003, 0.037],
+            "better",
+            "answers 2.0 points more of 151 held-out prompts right than base [0.3, 3.7].",
+        ),
+        (0.01, [0.0, 0.02], "none", "no difference shown in held-out prompts answered right (+1 points [0, 2]"),
+        (0.0, [0.0, 0.0], "none", "no difference shown in held-out prompts answered right (0 points [0, 0]"),
+        (
+            0.01,
+            None,
+            "unsure",
+            "1 point more of 151 held-out prompts right than base (uncertainty not measured).",
+        ),
+    ],
+)
+def test_words_claim_what_the_interval_allows_and_no_more(run_dir, difference, ci95, tone, said):
+    results = copy.deepcopy(RESULTS)
+    row = {"metric": "rule_accuracy", "from": "base", "to": "sft", "difference": difference, "ci95": ci95, "n": 151}
+    results["evaluation"]["comparisons"] = [row]
+    write(run_dir / "results.json", results)
+    (finding,) = findings(load_run(run_dir))
+    assert finding.tone == tone
+    assert said in finding.text
+
+
+def test_the_closing_table_fits_eighty_columns_without_colour(run_dir):
+    lines = printed(run_dir).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("\x1b" in line for line in lines)
+    text = " ".join(" ".join(lines).split())
+    assert "21.3 ±6.6" in text and "1.23 ±0.22" in text
+    assert "sft answers 31 points more of 151 held-out prompts right than base [24, 38]." in text
+    assert "no difference shown" in text
+
+
+def test_many_measures_are_spread_over_tables_none_cut(run_dir):
+    results = copy.deepcopy(RESULTS)
+    for row in results["evaluation"]["policies"].values():
+        row.update({f"measure_number_{i}": 1000.5 + i for i in range(9)})
+    write(run_dir / "results.json", results)
+    text = printed(run_dir)
+    assert all(f"{1000.5 + i:,.0f}" in text for i in range(9))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("policy") > 1
+
+
+def test_the_closing_words_say_where_to_read_on(run_dir, monkeypatch):
+    write_report(run_dir)
+    monkeypatch.chdir(run_dir.parent)
+    text = printed(run_dir)
+    assert "demo/report.html" in text and "demo/results.json" in text
+
+
+def test_names_with_brackets_are_no_markup_and_a_narrow_encoding_is_enough(run_dir):
+    (run_dir / "results.json").write_text(json.dumps(RESULTS).replace('"sft"', '"[red]sft"'))
+    assert "[red]sft" in printed(run_dir)
+    script = (
+        f"import pathlib; from evaluation.report import print_summary; print_summary(pathlib.Path({str(run_dir)!r}))"
+    )
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True)
+    assert b"21.3 +-6.6" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["run.json", "results.json", "evaluation/answers.jsonl", "sft/metrics.jsonl"])
+def test_half_written_files_do_not_stop_the_closing_words(run_dir, name):
+    whole = (run_dir / name).read_text()
+    for length in range(0, len(whole), len(whole) // 5):
+        (run_dir / name).write_text(whole[:length])
+        assert "demo" in printed(run_dir)
+    (run_dir / name).unlink()
+    assert "demo" in printed(run_dir)
+
+
+def test_an_empty_directory_is_said_to_be_empty(tmp_path):
+    assert "Nothing has been recorded" in printed(tmp_path)
+
+
+def test_without_comparisons_the_stages_speak_for_themselves(run_dir):
+    write(run_dir / "results.json", {"stages": RESULTS["stages"]})
+    text = " ".join(printed(run_dir).split())
+    assert "sft: Held-out loss 1.20 nats per token (before training 2.31) over 180 held-out rows." in text
+
+
+def test_a_run_that_had_nothing_to_do_says_so(run_dir):
+    text = (run_dir / "run.json").read_text()
+    (run_dir / "run.json").write_text(text.replace('"done"', '"skipped"'))
+    assert state(load_run(run_dir)).text == "All 3 stages are taken over from earlier; nothing had to be run."
