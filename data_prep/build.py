@@ -93,7 +93,9 @@ def encode(records: Sequence[R], encoder: Callable[[R], E], report: dict[str, An
 
 def encode_demonstrations(
     data: DataSettings, formatter: ChatFormatter, seed: int
-) -> tuple[EncodedSet[Demonstration, EncodedDemonstration], EncodedSet[Demonstration, EncodedDemonstration], dict[str, Any]]:
+) -> tuple[
+    EncodedSet[Demonstration, EncodedDemonstration], EncodedSet[Demonstration, EncodedDemonstration], dict[str, Any]
+]:
     """Training rows, held-out rows and the data report of `data.sft`.
 
     Raises:

@@ -119,7 +119,7 @@ class ChatFormatter:
         """Encode a prompt to be answered, cut from the left to `max_length` tokens.
 
         Raises:
-            UnusableRow: `control_token` or `template_refuses`.
+            UnusableRow: `control_token`, `template_refuses`, or `empty_answer` of an earlier turn.
         """
         ids = self.prompt_ids(record.messages)
         return EncodedPrompt(self._cut_left(ids, max_length), len(ids) > max_length)
@@ -142,7 +142,7 @@ class ChatFormatter:
 
     def _response_ids(self, prompt: Sequence[Message], answer: str) -> list[int]:
         messages = [*prompt, Message(role="assistant", content=answer)]
-        self._refuse_control_tokens(messages[-1:])
+        self._refuse_unusable(messages[-1:])
         before = self._render(prompt, generation=True)
         after = self._render(messages)
         if not after.startswith(before):
@@ -155,7 +155,7 @@ class ChatFormatter:
         With `generation` the last segment is the context up to where an answer would begin. An earlier answer that
         the template rewrites once more turns follow (hidden reasoning is often removed) stays context.
         """
-        self._refuse_control_tokens(messages)
+        self._refuse_unusable(messages)
         whole = self._render(messages, generation=generation)
         segments: list[_Segment] = []
         cursor = 0
@@ -164,6 +164,9 @@ class ChatFormatter:
                 continue
             before = self._render(messages[:index], generation=True) if index else ""
             after = self._render(messages[: index + 1])
+            if not whole.startswith(after):
+                # Phi-3's template closes a conversation with EOS, which goes again when the conversation goes on.
+                after = after.removesuffix(str(self.tokenizer.eos_token))
             if not (after.startswith(before) and whole.startswith(after)):
                 if index == len(messages) - 1:
                     raise UnusableRow("template_refuses")
@@ -192,7 +195,8 @@ class ChatFormatter:
         """The last `length` ids; a beginning-of-sequence token stays in front, where the model expects it."""
         if len(ids) <= length:
             return ids
-        if ids[0] == self.tokenizer.bos_token_id and ids.count(ids[0]) == 1:
+        # ChatML's tokenizers often call <|im_start|> their BOS; it opens every turn and is no such token.
+        if ids[0] == self.tokenizer.bos_token_id and (ids.count(ids[0]) == 1 or begins_with_bos(self.tokenizer)):
             return [ids[0], *ids[len(ids) - length + 1 :]]
         return ids[len(ids) - length :]
 
@@ -209,11 +213,22 @@ class ChatFormatter:
         except TemplateError as error:
             raise UnusableRow("template_refuses") from error
 
-    def _refuse_control_tokens(self, messages: Sequence[Message]) -> None:
-        """A row that spells out the template's control tokens could end or forge turns: it is left out, counted."""
+    def _refuse_unusable(self, messages: Sequence[Message]) -> None:
+        """A row that spells out the template's control tokens could end or forge turns: it is left out, counted.
+
+        So is one with an empty answer: where a template writes on after the end of turn, that would be trained.
+        """
         for message in messages:
+            if message.role == "assistant" and not message.content.strip():
+                raise UnusableRow("empty_answer")
             if any(text in message.content for text in self._control_texts):
                 raise UnusableRow("control_token")
+
+
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts BOS before plain text by itself: its model has seen it in front of everything."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and next(iter(tokenizer("a")["input_ids"])) == bos
 
 
 def _without_cut_response(mask: list[bool], cut: int) -> list[bool]:

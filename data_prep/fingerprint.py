@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 
 from data_prep.readers.containers import local_files
+from data_prep.readers.files import data_suffix
 from data_prep.readers.hub import resolve_commit
 from pipeline.durable import sha256_file
 from pipeline.recipe.schema import SourceSettings
@@ -26,5 +27,6 @@ def source_fingerprint(source: SourceSettings) -> str:
         return hashlib.sha256(f"{source.path}@{commit}:{source.split}".encode()).hexdigest()
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.name}\0{sha256_file(path)}\n".encode())
+        # The suffix decides how a file is read; the rest of its name says nothing of the rows.
+        digest.update(f"{data_suffix(path)}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()

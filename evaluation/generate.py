@@ -1,8 +1,9 @@
-"""Answers of a policy to prompts: greedy or sampled, with nothing inherited from the model's own generation settings."""
+"""Answers of a policy to prompts: greedy or sampled, nothing inherited from the model's own generation settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,8 @@ class Generator:
         found: dict[int, Answer] = {}
         was_training = self.model.training
         self.model.eval()
+        if progress is not None:
+            progress(0, len(mine))
         with torch.inference_mode(), autocast(self.precision), torch.random.fork_rng():
             torch.manual_seed(sampling.seed * 1_000_003 + self.ranks.rank)
             for batch in by_length([len(prompts[index]) for index in mine], self.batch_size):
@@ -91,9 +94,10 @@ class Generator:
             pad_token_id=self.pad_id,
             use_cache=True,
         )
-        produced = self.model.generate(
-            input_ids=ids.to(device), attention_mask=mask.long().to(device), generation_config=config
-        )
+        with _without_own_settings(self.model):
+            produced = self.model.generate(
+                input_ids=ids.to(device), attention_mask=mask.long().to(device), generation_config=config
+            )
         return [self._cut(row) for row in produced[:, ids.shape[1] :].tolist()]
 
     def _cut(self, row: list[int]) -> Answer:
@@ -102,3 +106,16 @@ class Generator:
             if token in self.stop_ids:
                 return Answer(row[: index + 1], True)
         return Answer(row, False)
+
+
+@contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """Hide the model's own generation settings: transformers fills in from them whatever a call leaves open."""
+    from transformers import GenerationConfig
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, inner.generation_config = inner.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = own

@@ -53,6 +53,8 @@ class Scorer:
         found: dict[int, Likelihood] = {}
         was_training = self.model.training
         self.model.eval()
+        if progress is not None:
+            progress(0, len(mine))
         with torch.inference_mode(), autocast(self.precision):
             for batch in by_length([len(rows[index][0]) for index in mine], self.batch_size):
                 picked = [mine[index] for index in batch]
@@ -81,7 +83,7 @@ def response_logps(model: Any, batch: ScoringBatch) -> Tensor:
         use_cache=False,
     ).logits
     logps = token_logps(logits, batch.ids_BT[:, -keep:].to(device))
-    return seq_logps(logps, batch.response_mask_BT[:, -(keep - 1) :].to(device))
+    return seq_logps(logps, batch.response_mask_BT[:, batch.ids_BT.shape[1] - (keep - 1) :].to(device))
 
 
 def demonstration_rows(rows: Sequence[EncodedDemonstration]) -> list[Row]:

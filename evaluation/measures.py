@@ -16,9 +16,9 @@ from data_prep.chat import ChatFormatter, EncodedDemonstration
 from data_prep.checks import passes
 from data_prep.records import Prompt
 from evaluation.generate import Answer, Generator, Progress, Sampling
+from evaluation.intervals import bootstrap_mean_ci, paired_bootstrap_ci, preference_accuracy
 from evaluation.likelihood import Row, Scorer, demonstration_rows, mean_loss
 from evaluation.policies import Policies
-from evaluation.intervals import bootstrap_mean_ci, paired_bootstrap_ci, preference_accuracy
 from pipeline.algorithms.kl import k1
 from pipeline.context import HELD_OUT_PAIRS
 

@@ -24,12 +24,14 @@ class Policies:
         artefacts: stage name to sealed policy, in order.
         base_folder: the base model's folder.
         settings: how to load it.
+        precision: of the forward pass.
     """
 
-    def __init__(self, artefacts: Mapping[str, Artefact], base_folder: Path, settings: ModelSettings):
+    def __init__(self, artefacts: Mapping[str, Artefact], base_folder: Path, settings: ModelSettings, precision: str):
         self._artefacts = artefacts
         self._folder = base_folder
         self._settings = settings
+        self._precision = precision
         self._shared: Any = None
         self._loaded: tuple[str, Any] | None = None
 
@@ -50,7 +52,7 @@ class Policies:
 
     def _with_adapters(self) -> Any:
         if self._shared is None:
-            model: Any = load_base(self._folder, self._settings, frozen=True)
+            model: Any = load_base(self._folder, self._settings, frozen=True, precision=self._precision)
             for name, found in self._artefacts.items():
                 if found.manifest.form == "adapter":
                     model = adapters.attach_frozen(model, found.weights, _adapter_name(name))
@@ -60,7 +62,8 @@ class Policies:
     def _full(self, name: str) -> Any:
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None
-            model = load_base(self._folder, self._settings, frozen=True, weights=self._artefacts[name].weights)
+            weights = self._artefacts[name].weights
+            model = load_base(self._folder, self._settings, frozen=True, precision=self._precision, weights=weights)
             self._loaded = (name, model.eval())
         return self._loaded[1]
 

@@ -93,7 +93,7 @@ class _Evaluation:
         self._artefacts = artefacts
         self._seen = seen_prompts(artefacts)
         self._tasks = set(context.recipe.evaluation.tasks)
-        self.policies = Policies(artefacts, context.base_folder, context.recipe.model)
+        self.policies = Policies(artefacts, context.base_folder, context.recipe.model, precision)
         self.reference = _reference(context.recipe)
         self._prompts = self._choose_prompts()
 

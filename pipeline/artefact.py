@@ -20,6 +20,7 @@ from pipeline.durable import (
     full_disk_named,
     read_json,
     sha256_file,
+    sha256_json,
     write_json_atomically,
 )
 from pipeline.errors import TrivetError
@@ -104,6 +105,8 @@ class Manifest(_Record):
     files: tuple[FileEntry, ...] = ()
     created: str
     seconds: float
+    digest: str = ""
+    """Hash of all the above, so that an edited manifest is noticed too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ def seal(folder: Path, manifest: Manifest) -> Artefact:
         for parent in sorted({path.parent for path in _result_files(folder)}):
             fsync_path(parent)
     sealed = manifest.model_copy(update={"files": files})
+    sealed = sealed.model_copy(update={"digest": _digest(sealed)})
     write_json_atomically(folder / MANIFEST, sealed.model_dump(mode="json"))
     return Artefact(folder, sealed)
 
@@ -143,8 +147,12 @@ def is_sealed(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def open_artefact(folder: Path) -> Artefact:
+def open_artefact(folder: Path, key: str | None = None) -> Artefact:
     """Read an artefact and check every file against its manifest.
+
+    Args:
+        folder: of the artefact.
+        key: that it must have, where the caller knows it.
 
     Raises:
         DamagedArtefactError: no manifest, an unreadable one, one of another schema, or a file that is missing or
@@ -154,13 +162,22 @@ def open_artefact(folder: Path) -> Artefact:
     if not is_sealed(folder):
         raise DamagedArtefactError(f"{folder} holds no finished artefact (no {MANIFEST}); {remedy}")
     try:
-        manifest = Manifest.model_validate(read_json(folder / MANIFEST))
+        written = read_json(folder / MANIFEST)
+        schema = written.get("schema_version") if isinstance(written, dict) else None
+        if isinstance(schema, int) and schema != SCHEMA_VERSION:
+            raise DamagedArtefactError(
+                f"{folder} was written by another version of Trivet (schema {schema}, this one reads "
+                f"{SCHEMA_VERSION}); {remedy}"
+            )
+        manifest = Manifest.model_validate(written)
     except ValueError as error:
         raise DamagedArtefactError(f"{folder / MANIFEST} cannot be read ({_first_line(error)}); {remedy}") from error
-    if manifest.schema_version != SCHEMA_VERSION:
+    if manifest.digest != _digest(manifest):
+        raise DamagedArtefactError(f"{folder / MANIFEST} is not as it was sealed: it was edited or damaged; {remedy}")
+    if key is not None and manifest.key != key:
         raise DamagedArtefactError(
-            f"{folder} was written by another version of Trivet (schema {manifest.schema_version}, this one reads "
-            f"{SCHEMA_VERSION}); {remedy}"
+            f"{folder} holds another artefact than its name says (key {manifest.key[:16]}, expected {key[:16]}); "
+            f"{remedy}"
         )
     for entry in manifest.files:
         path = folder / entry.path
@@ -174,6 +191,10 @@ def open_artefact(folder: Path) -> Artefact:
 def unseal(folder: Path) -> None:
     """Withdraw an artefact's manifest, so that it counts as unfinished."""
     (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _digest(manifest: Manifest) -> str:
+    return sha256_json(manifest.model_dump(mode="json", exclude={"digest"}))
 
 
 def _entry(folder: Path, path: Path) -> FileEntry:

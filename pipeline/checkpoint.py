@@ -37,14 +37,15 @@ def commit(checkpoint: Path) -> None:
 def is_complete(checkpoint: Path) -> bool:
     """Whether the marker is there and every file it names is unchanged."""
     try:
-        files = read_json(checkpoint / MARKER)["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        marker = read_json(checkpoint / MARKER)
+        return marker["step"] == step_of(checkpoint) and all(
+            (checkpoint / name).stat().st_size == expected["bytes"]
+            and sha256_file(checkpoint / name) == expected["sha256"]
+            for name, expected in marker["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # Missing, torn or damaged, be it a file or the marker itself.
         return False
-    for name, expected in files.items():
-        path = checkpoint / name
-        if not path.is_file() or path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
-            return False
-    return True
 
 
 def newest_complete(folder: Path) -> tuple[Path | None, list[Path]]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.console import Console, terminal_console
-from pipeline.errors import BusyError, TrivetError
+from pipeline.errors import BusyError, PreemptedError, RecipeError, TrivetError
 
 if TYPE_CHECKING:
     from pipeline.runtime import Ranks
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Parse, act, and exit with the code of `errors`: one sentence for a user's mistake, never a traceback."""
-    options = _parser().parse_args(arguments)
+    options = argparse.Namespace()
     try:
+        _parser().parse_args(arguments, options)
         code = options.action(options)
     except TrivetError as error:
         code = _fail(options, error.exit_code, str(error))
@@ -35,15 +37,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints end like every other user's mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(f"{message}; `{self.prog} --help` lists what there is")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="trivet", description="Three-stage alignment training from one recipe and one command."
-    )
+    parser = _Parser(prog="trivet", description="Three-stage alignment training from one recipe and one command.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run a recipe; running it again goes on, or shows that all is done")
     _add_recipe_arguments(run)
-    run.add_argument("--only", metavar="STAGE", help="run this stage alone; what it needs must be finished")
-    run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    part = run.add_mutually_exclusive_group()
+    part.add_argument("--only", metavar="STAGE", help="run this stage alone; what it needs must be finished")
+    part.add_argument("--until", metavar="STAGE", help="stop after this stage")
     run.add_argument("--force", metavar="STAGE", action="append", default=[], help="make this stage anew (repeatable)")
     run.add_argument("--no-reuse", action="store_true", help="train everything anew, apart from other runs' results")
     run.add_argument("--plan", action="store_true", help="show what would run and why, then stop")
@@ -79,10 +87,32 @@ def _run(options: argparse.Namespace) -> int:
     if options.plan:
         return _plan(options)
     ranks = Ranks.from_environment()
+    if ranks.is_first:
+        _forget_exit_file()
+        _stop_when_asked()
     _supervisor(options, ranks, terminal_console() if ranks.is_first else Console(None)).run()
     if ranks.is_first:
         _record(options, 0, "")
     return 0
+
+
+def _stop_when_asked() -> None:
+    """Between stages a request to stop ends the run at once: what is written here is written whole or not at all."""
+
+    def stop(number: int, frame: Any) -> None:
+        for other in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(other, signal.SIG_IGN)
+        raise PreemptedError("asked to stop; run the same command again to go on")
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stop)
+
+
+def _forget_exit_file() -> None:
+    """Remove an earlier run's outcome: a job script must not take it for this one's if this one is killed."""
+    path = Path(os.environ.get("TRIVET_EXIT_FILE") or os.devnull)
+    if path.is_file() and not path.is_symlink():
+        path.unlink()
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -97,7 +127,7 @@ def _plan(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     for row in rows:
-        does = "will run" if row["action"] == "run" else "is done "
+        does = {"run": "will run", "skip": "is done ", "leave": "stays   "}[row["action"]]
         print(f"{row['stage']:<14} {does}  {row['reason']}  ({row['key']})")
     return 0
 

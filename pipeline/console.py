@@ -22,7 +22,7 @@ class Console:
         self._prefix = prefix
         self._live = bool(stream and stream.isatty())
         self._line_open = False
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}
         self._last = 0.0
 
     def say(self, text: str) -> None:
@@ -31,27 +31,25 @@ class Console:
         self._write(f"{self._prefix}{text}\n")
 
     def progress(self, task: str, done: int, total: int, detail: str = "") -> None:
-        """Report that `done` of `total` units of a task are finished."""
+        """Report that `done` of `total` units of a task are finished; time left is counted from the first call."""
         now = time.monotonic()
-        started = self._started.setdefault(task, now)
-        last_one = done >= total
-        if not self._live and not last_one and now - self._last < QUIET_SECONDS:
+        started, first = self._started.setdefault(task, (now, done))
+        is_last = done >= total
+        if not is_last and not self._live and (done == first or now - self._last < QUIET_SECONDS):
             return
         self._last = now
-        text = f"{self._prefix}{task} {done}/{total}"
-        if detail:
-            text += f"  {detail}"
-        if done and not last_one:
-            text += f"  {_duration((now - started) / done * (total - done))} left"
-        elif last_one:
-            text += f"  in {_duration(now - started)}"
-            self._started.pop(task, None)
-        if self._live and not last_one:
-            width = _columns(self._stream)
-            self._write(f"\r\x1b[2K{text[: width - 1]}")
+        text = f"{self._prefix}{task} {done}/{total}" + (f"  {detail}" if detail else "")
+        if is_last:
+            self._started.pop(task)
+            self._clear()
+            self._write(f"{text}  in {_duration(now - started)}\n")
+            return
+        if done > first:
+            text += f"  {_duration((now - started) / (done - first) * (total - done))} left"
+        if self._live:
+            self._write(f"\r\x1b[2K{text[: _columns(self._stream) - 1]}")
             self._line_open = True
         else:
-            self._clear()
             self._write(text + "\n")
 
     def _clear(self) -> None:

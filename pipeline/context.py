@@ -1,4 +1,4 @@
-"""What every stage and the evaluation are given, what they return, and the checks on what was handed to them. Layer 2."""
+"""What stages and evaluation are given, what they return, and the checks on what was handed to them. Layer 2."""
 
 from __future__ import annotations
 

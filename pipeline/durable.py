@@ -40,11 +40,16 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Replace a file in one step: a reader sees the old text or the new, whatever happens in between."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with full_disk_named(path.parent):
-        with aside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
+        try:
+            with aside.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            # A full disk must not stay full of what did not fit on it.
+            aside.unlink(missing_ok=True)
+            raise
         fsync_path(path.parent)
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.artefact import is_sealed
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.plan import Decision
 
@@ -35,13 +36,13 @@ class Ledger:
         }
 
     def plan(self, decisions: Sequence[Decision]) -> None:
-        """Enter every node as pending."""
+        """Enter every node: pending, or skipped where it is done and nobody asked for it."""
         self._value["stages"] = [
             {
                 "name": decision.node.name,
                 "kind": decision.node.kind,
                 "key": decision.node.key,
-                "status": "pending",
+                "status": "skipped" if decision.action == "leave" and is_sealed(decision.node.folder) else "pending",
                 "reason": decision.reason,
                 "started": None,
                 "seconds": None,

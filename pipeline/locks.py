@@ -1,11 +1,15 @@
-"""One process at a time in a run directory. The kernel drops the lock with its holder, so none is ever stale."""
+"""One process at a time in a run directory, and one at a time at work on an artefact.
+
+The kernel drops a lock with its holder, so none is ever stale.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +20,8 @@ from filelock import FileLock, Timeout
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import BusyError
 
+WORK_LOCK = ".lock"
+"""In an artefact's folder: held by whoever makes or withdraws it. Never deleted, or two could hold it."""
 _HOLDER = ".holder.json"
 
 
@@ -51,8 +57,40 @@ def hold(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _holder(folder: Path) -> dict[str, Any]:
+@contextmanager
+def work_on(folder: Path, patience: float) -> Iterator[None]:
+    """Be the only one to change an artefact's folder for the length of the block.
+
+    Args:
+        folder: of the artefact; exists.
+        patience: seconds to wait for another process, such as the worker of a killed run, to be gone.
+
+    Raises:
+        BusyError: another live process is at work on it.
+    """
+    lock = FileLock(folder / WORK_LOCK)
     try:
-        return dict(read_json(folder / _HOLDER))
-    except (OSError, ValueError):
-        return {"pid": "?", "host": "?", "since": "?", "command": "?"}
+        lock.acquire(timeout=patience)
+    except Timeout as error:
+        raise BusyError(
+            f"another process is working on {folder}; wait for it, or give this run its own store with --store"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def clear(folder: Path, keep: Set[str]) -> None:
+    """Delete everything in a folder but the given names."""
+    for path in folder.iterdir():
+        if path.name not in keep:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _holder(folder: Path) -> dict[str, Any]:
+    unknown = {"pid": "?", "host": "?", "since": "?", "command": "?"}
+    try:
+        return {**unknown, **read_json(folder / _HOLDER)}
+    except (OSError, ValueError, TypeError):
+        return unknown

@@ -45,7 +45,8 @@ class Decision:
     """What happens to a node, and why."""
 
     node: Node
-    action: Literal["run", "skip"]
+    action: Literal["run", "skip", "leave"]
+    """`leave`: the command line asked for other stages only."""
     reason: str
 
 
@@ -76,7 +77,7 @@ def make_nodes(recipe: Recipe, base: BaseIdentity, store: Path) -> list[Node]:
 
 
 def decide(nodes: Sequence[Node], previous: dict[str, str], forced: Sequence[str]) -> list[Decision]:
-    """Which nodes run: those that are not sealed, were forced, or stand on one that runs.
+    """Which nodes run: those that are not sealed, were forced, or stand on one that is made anew by force.
 
     Args:
         nodes: in order.
@@ -85,18 +86,24 @@ def decide(nodes: Sequence[Node], previous: dict[str, str], forced: Sequence[str
     """
     decisions: list[Decision] = []
     running: set[str] = set()
+    anew: set[str] = set()
     for node in nodes:
-        remade = [parent for parent in node.parents.values() if parent in running]
+        forced_below = [parent for parent in node.parents.values() if parent in anew]
         if node.name in forced:
             decision = Decision(node, "run", "forced")
-        elif artefact.is_sealed(node.folder) and not any(parent in forced for parent in node.parents.values()):
+        elif forced_below:
+            decision = Decision(node, "run", f"{_listed(forced_below)} made anew")
+        elif artefact.is_sealed(node.folder):
             same_run = previous.get(node.name) == node.key
             why = "finished earlier" if same_run else "made by another run with the same settings and data"
             decision = Decision(node, "skip", why)
         else:
+            remade = [parent for parent in node.parents.values() if parent in running]
             decision = Decision(node, "run", _why_run(node, previous, remade))
         if decision.action == "run":
             running.add(node.name)
+        if node.name in forced or forced_below:
+            anew.add(node.name)
         decisions.append(decision)
     return decisions
 
@@ -107,6 +114,10 @@ def _why_run(node: Node, previous: dict[str, str], remade: Sequence[str]) -> str
     if node.name in previous and previous[node.name] != node.key:
         return f"{', '.join(remade)} changed" if remade else "its settings or data changed"
     return "not made yet"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _node(
@@ -123,9 +134,7 @@ def _node(
     return Node(name, kind, key, settings, parents, store / f"{kind}-{key[:16]}")
 
 
-def _stage_settings(
-    recipe: Recipe, name: str, base: BaseIdentity, prints: dict[str, list[str]]
-) -> dict[str, Any]:
+def _stage_settings(recipe: Recipe, name: str, base: BaseIdentity, prints: dict[str, list[str]]) -> dict[str, Any]:
     which = used_data(recipe, name)
     return {
         "stage": recipe.stages[name].model_dump(mode="json", exclude={"policy", "init"}),

@@ -11,18 +11,28 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.assignment import Assignment
+from pipeline.errors import PreemptedError, TrivetError
+from pipeline.models.source import BaseIdentity, ready_folder
 from pipeline.peers import Peers
-from pipeline.runtime import ROOT, Ranks
+from pipeline.runtime import PARENT, ROOT, Ranks
 
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 15.0
 """How long a worker may go on after another rank's has failed: long enough to fail by itself and say why."""
 _LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "deepspeed")
+
+
+class StageFailed(TrivetError):
+    """A process of ours ended with an error; carries its code and sentence."""
+
+    def __init__(self, code: int, sentence: str):
+        super().__init__(sentence)
+        self.exit_code = code
 
 
 def run_worker(assignment: Assignment, ranks: Ranks, peers: Peers, port: int, log: Path) -> dict[str, Any]:
@@ -36,7 +46,8 @@ def run_worker(assignment: Assignment, ranks: Ranks, peers: Peers, port: int, lo
         log: file that receives all output of the worker.
 
     Returns:
-        `{"rank", "code", "sentence"}` of the first rank at fault, or of this rank with code 0.
+        `{"rank", "code", "sentence", "asked"}` of the first rank at fault, or of this rank with code 0; `asked` says
+        whether this process was asked to stop meanwhile.
     """
     descriptor, exit_file = tempfile.mkstemp(prefix="trivet-exit-", suffix=".json")
     os.close(descriptor)
@@ -50,22 +61,49 @@ def run_worker(assignment: Assignment, ranks: Ranks, peers: Peers, port: int, lo
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env=_environment(port, assignment),
+                env=_worker_environment(port, assignment),
                 pass_fds=() if speaks is None else (speaks,),
             )
-        with _signals_handed_on(worker):
+        with _signals_handed_on(worker) as requests:
             assert worker.stdin is not None
             try:
                 worker.stdin.write(assignment.to_json().encode())
                 worker.stdin.close()
             except BrokenPipeError:
                 pass
-            mine = _wait(worker, peers, ranks, Path(exit_file))
-        return _first_fault(mine, peers, ranks)
+            mine = _wait(worker, peers, ranks, Path(exit_file), requests)
+        return {**_first_fault(mine, peers, ranks), "asked": bool(requests)}
     finally:
         Path(exit_file).unlink(missing_ok=True)
         if speaks is not None:
             os.close(speaks)
+
+
+def prepare_base(base: BaseIdentity, log: Path) -> Path:
+    """Fetch or build the base model in a process of its own, so that the supervisor stays light and its output clean.
+
+    Raises:
+        TrivetError: it cannot be had; with the code and sentence of the cause.
+    """
+    if folder := ready_folder(base):
+        return folder
+    command = [sys.executable, "-P", "-m", "pipeline.models.prepare"]
+    with log.open("ab") as output:
+        done = subprocess.run(
+            command,
+            input=json.dumps(asdict(base)),
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+            env=_environment(),
+        )
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        answer = {"code": 1, "sentence": f"preparing {base.name} failed; see {log}"}
+    if answer["code"]:
+        raise StageFailed(answer["code"], answer["sentence"])
+    return Path(answer["folder"])
 
 
 def launched_by_a_launcher() -> bool:
@@ -77,9 +115,10 @@ def launched_by_a_launcher() -> bool:
     return any(name in parent for name in _LAUNCHERS)
 
 
-def _environment(port: int, assignment: Assignment) -> dict[str, str]:
-    environment = dict(os.environ)
-    environment.update(
+def _environment() -> dict[str, str]:
+    """The environment of every process we start: our modules found, the libraries quiet and repeatable."""
+    return dict(
+        os.environ,
         PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         # Sets of names would otherwise be written in another order by every process.
         PYTHONHASHSEED="0",
@@ -89,7 +128,12 @@ def _environment(port: int, assignment: Assignment) -> dict[str, str]:
         HF_HUB_DISABLE_TELEMETRY="1",
         TRANSFORMERS_NO_ADVISORY_WARNINGS="1",
         TORCHELASTIC_USE_AGENT_STORE="False",
+        **{PARENT: str(os.getpid())},
     )
+
+
+def _worker_environment(port: int, assignment: Assignment) -> dict[str, str]:
+    environment = _environment()
     if "RANK" in environment:
         environment["MASTER_PORT"] = str(port)
     if assignment.settings.get("stage", {}).get("deepspeed") == "none":
@@ -98,12 +142,18 @@ def _environment(port: int, assignment: Assignment) -> dict[str, str]:
 
 
 @contextmanager
-def _signals_handed_on(worker: subprocess.Popen[bytes]) -> Iterator[None]:
-    """While the worker runs, a request to stop goes to it; it saves and ends with its own code."""
+def _signals_handed_on(worker: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """While the worker runs, a request to stop goes to it; it saves and ends with its own code.
+
+    Gives the list of requests so far: one that came in a stage's last moments still holds for the next stage.
+    """
     handled = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in handled}
 
+    requests: list[int] = []
+
     def hand_on(number: int, frame: Any) -> None:
+        requests.append(number)
         # A terminal's Ctrl-C reaches the worker by itself.
         if number != signal.SIGINT and worker.poll() is None:
             worker.send_signal(signal.SIGTERM)
@@ -111,13 +161,15 @@ def _signals_handed_on(worker: subprocess.Popen[bytes]) -> Iterator[None]:
     for number in handled:
         signal.signal(number, hand_on)
     try:
-        yield
+        yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _wait(worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, exit_file: Path) -> dict[str, Any]:
+def _wait(
+    worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, exit_file: Path, requests: list[int]
+) -> dict[str, Any]:
     """Wait for this rank's worker; once another's has failed, only for a while."""
     deadline: float | None = None
     while worker.poll() is None:
@@ -126,15 +178,19 @@ def _wait(worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, exit_file
             deadline = time.monotonic() + _GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             worker.kill()
-    outcome = {"rank": ranks.rank, "time": time.time(), **_ending(worker.returncode, exit_file)}
+    outcome = {"rank": ranks.rank, "time": time.time(), **_ending(worker.returncode, exit_file, bool(requests))}
     peers.report(outcome)
     return outcome
 
 
-def _ending(returncode: int, exit_file: Path) -> dict[str, Any]:
+def _ending(returncode: int, exit_file: Path, asked: bool) -> dict[str, Any]:
     try:
         return dict(json.loads(exit_file.read_text()))
     except (OSError, ValueError):
+        if asked and returncode in (-signal.SIGTERM, -signal.SIGINT):
+            # It had not come as far as listening for requests, so nothing was begun either.
+            sentence = "asked to stop before it had begun; run the same command again to go on"
+            return {"code": PreemptedError.exit_code, "sentence": sentence}
         if returncode < 0:
             name = signal.Signals(-returncode).name
             hint = " (out of memory?)" if name == "SIGKILL" else ""
@@ -143,7 +199,7 @@ def _ending(returncode: int, exit_file: Path) -> dict[str, Any]:
 
 
 def _first_fault(mine: dict[str, Any], peers: Peers, ranks: Ranks) -> dict[str, Any]:
-    """The outcome that explains the others: one with a reason of its own before broken connections, then the earliest."""
+    """The outcome that explains the others: a reason of its own before broken connections, then the earliest."""
     if ranks.world_size == 1:
         return mine
     while len(outcomes := peers.outcomes()) < ranks.world_size:

@@ -19,6 +19,8 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout: the folder that holds `pipeline`, `recipes` and `ds_configs`."""
 
+PARENT = "TRIVET_PARENT"
+"""Environment variable by which a supervisor tells its worker its own process id."""
 _RECORDED_LIBRARIES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "deepspeed",
     "bitsandbytes", "wandb",

@@ -8,11 +8,10 @@ except to reach other ranks.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,16 @@ from pipeline.console import Console
 from pipeline.durable import full_disk_named, write_text_atomically
 from pipeline.errors import PreemptedError, RecipeError, TrivetError
 from pipeline.ledger import Ledger, previous_keys
-from pipeline.locks import hold
-from pipeline.models.source import BaseIdentity, identify, materialise
+from pipeline.locks import WORK_LOCK, clear, hold, work_on
+from pipeline.models.source import BaseIdentity, identify, ready_folder
 from pipeline.peers import Peers, free_port
 from pipeline.plan import ALGORITHM_VERSIONS, Decision, Node, decide, make_nodes
-from pipeline.processes import run_worker
+from pipeline.processes import StageFailed, prepare_base, run_worker
 from pipeline.recipe import LoadedRecipe
 from pipeline.results import write_results
 from pipeline.runtime import Ranks, library_versions
+
+_FOLLOWER_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +45,6 @@ class RunOptions:
     in_process: bool = False
 
 
-class StageFailed(TrivetError):
-    """A worker ended with an error; carries its code and sentence."""
-
-    def __init__(self, code: int, sentence: str):
-        super().__init__(sentence)
-        self.exit_code = code
-
-
 class Supervisor:
     """Runs a recipe on this rank, together with the other ranks' supervisors."""
 
@@ -62,6 +55,7 @@ class Supervisor:
         self._ranks = ranks
         self._console = console
         self._folder = loaded.output_dir.absolute()
+        self._asked_to_stop = False
         self._peers: Peers
 
     def run(self) -> None:
@@ -72,10 +66,10 @@ class Supervisor:
             self._follow()
             return
         try:
-            with full_disk_named(self._folder):
-                self._folder.mkdir(parents=True, exist_ok=True)
-                (self._folder / "logs").mkdir(exist_ok=True)
+            self._make_folders()
             with hold(self._folder):
+                # What an earlier run said of its end is not true of this one, however this one ends.
+                (self._folder / "exit.json").unlink(missing_ok=True)
                 self._lead()
         except TrivetError as error:
             self._release_followers(error)
@@ -99,9 +93,11 @@ class Supervisor:
         write_text_atomically(self._folder / "recipe.yaml", self._loaded.resolved_yaml())
         ledger = Ledger(self._folder, self._recipe.name, sys.argv, library_versions())
         ledger.plan(decisions)
-        self._forget_forced(decisions)
+        self._withdraw(decisions)
         base_folder: Path | None = None
         for decision in decisions:
+            if decision.action == "leave":
+                continue
             if decision.action == "skip":
                 self._skip(decision, ledger)
                 continue
@@ -114,38 +110,52 @@ class Supervisor:
         write_results(self._folder, self._recipe.name, nodes, ledger)
         self._close()
 
+    def _make_folders(self) -> None:
+        try:
+            with full_disk_named(self._folder):
+                (self._folder / "logs").mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise RecipeError(
+                f"output_dir: {self._folder} cannot be a folder, as {error.filename} is a file; choose another"
+            ) from error
+
     def _decide(self, nodes: list[Node]) -> list[Decision]:
         names = [node.name for node in nodes]
         for option in filter(None, (self._options.only, self._options.until, *self._options.force)):
             if option not in names:
                 raise RecipeError(f"no stage {option!r} in this recipe; there are {', '.join(names)}")
-        decisions = decide(nodes, previous_keys(self._folder), self._options.force)
-        if self._options.until is not None:
-            decisions = decisions[: names.index(self._options.until) + 1]
+        wanted, option = names, ""
         if self._options.only is not None:
-            decisions = [decision for decision in decisions if decision.node.name == self._options.only]
+            wanted, option = [self._options.only], f"--only {self._options.only}"
             by_name = {node.name: node for node in nodes}
-            for parent in decisions[0].node.parents.values():
+            for parent in by_name[self._options.only].parents.values():
                 if not artefact.is_sealed(by_name[parent].folder):
                     raise RecipeError(
-                        f"--only {self._options.only} needs stage {parent}, which is not finished; run it first with "
-                        f"--until {parent}"
+                        f"{option} needs stage {parent}, which is not finished; run it first with --until {parent}"
                     )
-        return decisions
+        elif self._options.until is not None:
+            wanted, option = names[: names.index(self._options.until) + 1], f"--until {self._options.until}"
+        for forced in self._options.force:
+            if forced not in wanted:
+                raise RecipeError(f"--force {forced} asks for a stage that {option} leaves out; drop one of the two")
+        return [
+            decision if decision.node.name in wanted else Decision(decision.node, "leave", f"left out by {option}")
+            for decision in decide(nodes, previous_keys(self._folder), self._options.force)
+        ]
 
     def _skip(self, decision: Decision, ledger: Ledger) -> None:
         node = decision.node
-        sealed = artefact.open_artefact(node.folder)
+        sealed = artefact.open_artefact(node.folder, node.key)
         self._link(node)
         ledger.update(node.name, status="skipped", seconds=sealed.manifest.seconds)
         self._console.say(f"{node.name}: {decision.reason}, taken from {_shown(node.folder)}")
 
     def _prepare_base(self, base: BaseIdentity) -> Path:
         """Have every machine hold the base model before any worker asks for it."""
-        if base.name.startswith("builtin:"):
-            self._console.say("preparing the embedded model (fetched and converted once, then cached)")
-        self._peers.agree({"do": "prepare", "base": _as_dict(base)})
-        folder = materialise(base)
+        if ready_folder(base) is None:
+            self._console.say(f"fetching {base.name} (once; it is cached for later runs)")
+        self._peers.agree({"do": "prepare", "base": asdict(base)})
+        folder = prepare_base(base, self._log)
         self._peers.agree({"do": "prepared"})
         return folder
 
@@ -153,6 +163,8 @@ class Supervisor:
         self, decision: Decision, nodes: Sequence[Node], base: BaseIdentity, base_folder: Path, ledger: Ledger
     ) -> None:
         node = decision.node
+        if self._asked_to_stop:
+            raise PreemptedError(f"asked to stop before {node.name}; run the same command again to go on from there")
         by_name = {other.name: other for other in nodes}
         self._console.say(f"{node.name}: starts ({decision.reason})")
         ledger.update(node.name, status="running")
@@ -173,13 +185,14 @@ class Supervisor:
         order = {"do": "run", "assignment": assignment.to_json(), "port": free_port()}
         self._peers.agree(order)
         outcome = self._work(assignment, order["port"])
+        self._asked_to_stop = bool(outcome.get("asked"))
         if outcome["code"]:
             stopped = outcome["code"] == PreemptedError.exit_code
             ledger.update(node.name, status="interrupted" if stopped else "failed", reason=outcome["sentence"])
             where = f" on rank {outcome['rank']}" if self._ranks.world_size > 1 else ""
             log = f" (details in {_shown(self._folder / 'logs')})" if outcome["code"] == 1 else ""
             raise StageFailed(outcome["code"], f"{node.name}{where}: {outcome['sentence']}{log}")
-        sealed = artefact.open_artefact(node.folder)
+        sealed = artefact.open_artefact(node.folder, node.key)
         self._link(node)
         ledger.update(node.name, status="done", seconds=round(time.monotonic() - started, 1))
         self._console.say(f"{node.name}: done in {sealed.manifest.seconds:.0f} s, {headline(sealed.manifest.metrics)}")
@@ -189,9 +202,14 @@ class Supervisor:
             from pipeline.worker import run_here
 
             return run_here(assignment)
+        return run_worker(assignment, self._ranks, self._peers, port, self._log)
+
+    @property
+    def _log(self) -> Path:
+        """This rank's log file, which receives everything that libraries print."""
         log = self._folder / "logs" / f"rank{self._ranks.rank}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        return run_worker(assignment, self._ranks, self._peers, port, log)
+        return log
 
     def _follow(self) -> None:
         """Every rank but the first: do as told until the end."""
@@ -202,10 +220,12 @@ class Supervisor:
             if order["do"] == "fail":
                 raise StageFailed(order["code"], "")
             if order["do"] == "prepare" and self._ranks.local_rank == 0:
-                materialise(BaseIdentity(**order["base"]))
+                prepare_base(BaseIdentity(**order["base"]), self._log)
             if order["do"] == "run":
                 outcome = self._work(Assignment.from_json(order["assignment"]), order["port"])
                 if outcome["code"]:
+                    # A launcher ends all ranks as soon as one has failed, and the first has yet to say why.
+                    time.sleep(_FOLLOWER_SECONDS)
                     raise StageFailed(outcome["code"], "")
 
     def _release_followers(self, error: TrivetError) -> None:
@@ -218,11 +238,18 @@ class Supervisor:
             return Path(self._options.store).expanduser().absolute()
         return (self._folder if not self._options.reuse else self._folder.parent) / ".store"
 
-    def _forget_forced(self, decisions: Sequence[Decision]) -> None:
+    def _withdraw(self, decisions: Sequence[Decision]) -> None:
+        """Take back what is to be made anew: all of a forced stage, the seal of what stands on it."""
         for decision in decisions:
-            if decision.reason == "forced":
-                artefact.unseal(decision.node.folder)
-                shutil.rmtree(decision.node.folder, ignore_errors=True)
+            folder = decision.node.folder
+            if decision.action != "run" or not folder.is_dir():
+                continue
+            forced = decision.node.name in self._options.force
+            if forced or artefact.is_sealed(folder):
+                with work_on(folder, patience=0.0):
+                    artefact.unseal(folder)
+                    if forced:
+                        clear(folder, keep={WORK_LOCK})
 
     def _link(self, node: Node) -> None:
         """Let the run directory point to the artefact, relatively, so that both can be moved together."""
@@ -268,7 +295,3 @@ def _shown(path: Path) -> str:
     """A path as short as it can be typed from here."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)
-
-
-def _as_dict(base: BaseIdentity) -> dict[str, Any]:
-    return {"name": base.name, "revision": base.revision, "fingerprint": base.fingerprint}

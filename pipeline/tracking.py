@@ -166,7 +166,9 @@ class WandbMirror:
         try:
             action()
         except Exception as error:
-            self._console.say(f"W&B failed ({type(error).__name__}: {error}); the run goes on, tracked in metrics.jsonl")
+            self._console.say(
+                f"W&B failed ({type(error).__name__}: {error}); the run goes on, tracked in metrics.jsonl"
+            )
             self._run = None
             self._offline = False
 

@@ -16,19 +16,28 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from pipeline import artefact
 from pipeline.artefact import Artefact, BaseModelEntry, Manifest, ParentEntry
 from pipeline.assignment import Assignment
 from pipeline.console import Console, inherited_console, terminal_console
-from pipeline.errors import BusyError, TrivetError
-from pipeline.recipe.schema import Recipe
-from pipeline.runtime import Ranks, StopRequest, barrier, code_state, library_versions, seed_everything
 from pipeline.context import Stage, StageContext, StageResult
+from pipeline.errors import TrivetError
+from pipeline.locks import WORK_LOCK, clear, work_on
+from pipeline.recipe.schema import Recipe
+from pipeline.runtime import (
+    PARENT,
+    Ranks,
+    StopRequest,
+    barrier,
+    code_state,
+    gather_lists,
+    library_versions,
+    seed_everything,
+)
 from pipeline.tracking import SilentTracker, Tracker, WandbMirror
 
 _STAGES = {"sft": "pipeline.stages.sft", "dpo": "pipeline.stages.dpo", "evaluation": "evaluation.run"}
@@ -39,7 +48,7 @@ _PREDECESSOR_SECONDS = 60.0
 def main() -> None:
     """Run the assignment and exit with its code."""
     # A supervisor that is killed outright must not leave workers behind that hold the GPU and the lock.
-    die_with_parent()
+    die_with_parent(int(os.environ.get(PARENT, 0)))
     assignment = Assignment.from_json(sys.stdin.read())
     stop = StopRequest()
     stop.listen()
@@ -67,12 +76,16 @@ def run_here(assignment: Assignment) -> dict[str, object]:
     return {"rank": 0, "code": 0, "sentence": ""}
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, and check that it has not died already."""
-    parent = os.getppid()
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to kill this process when its parent dies, and check that it has not died already.
+
+    Args:
+        parent: its process id where it is known: it may have died while this process was starting.
+    """
+    parent = parent or os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent or parent == 1 and "TRIVET_PARENT" in os.environ:
+    if os.getppid() != parent:
         os._exit(1)
 
 
@@ -80,12 +93,22 @@ def _run(assignment: Assignment, stop: StopRequest, console: Console) -> None:
     ranks = Ranks.from_environment()
     folder = Path(assignment.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    if ranks.is_first:
-        _take(lock, folder)
-        _clear_debris(folder)
+    with work_on(folder, _PREDECESSOR_SECONDS) if ranks.is_first else nullcontext():
+        _run_alone(assignment, stop, console, ranks, folder)
+
+
+def _run_alone(assignment: Assignment, stop: StopRequest, console: Console, ranks: Ranks, folder: Path) -> None:
+    """Run the stage as the only one at work on its folder."""
+    # The supervisor withdrew what is to be made anew, so a seal can only be another run's that was faster.
+    made_meanwhile = ranks.is_first and artefact.is_sealed(folder)
+    if ranks.is_first and not made_meanwhile:
+        # Half-written results of an interrupted attempt go; its checkpoints and metrics stay.
+        clear(folder, keep={"metrics.jsonl", *artefact.WORKING_NAMES})
     started = time.time()
     _start_peers(ranks)
+    if any(gather_lists([made_meanwhile])):
+        console.say("made by another run in the meantime")
+        return
     recipe = Recipe.model_validate(assignment.recipe)
     parents = {role: artefact.open_artefact(Path(path)) for role, path in assignment.parents.items()}
     tracker = _tracker(assignment, recipe, ranks, console, folder)
@@ -108,26 +131,9 @@ def _run(assignment: Assignment, stop: StopRequest, console: Console) -> None:
     if ranks.is_first:
         tracker.finish()
         _seal(assignment, context, result, parents, time.time() - started)
-        for name in artefact.WORKING_NAMES - {".lock"}:
+        for name in artefact.WORKING_NAMES - {WORK_LOCK}:
             shutil.rmtree(folder / name, ignore_errors=True)
     barrier()
-
-
-def _take(lock: FileLock, folder: Path) -> None:
-    try:
-        lock.acquire(timeout=_PREDECESSOR_SECONDS)
-    except Timeout as error:
-        raise BusyError(
-            f"another process is working on {folder}; wait for it, or give this run its own store with --store"
-        ) from error
-
-
-def _clear_debris(folder: Path) -> None:
-    """Remove half-written results of an interrupted attempt; its checkpoints and metrics stay."""
-    keep = {"metrics.jsonl", *artefact.WORKING_NAMES}
-    for path in folder.iterdir():
-        if path.name not in keep:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _start_peers(ranks: Ranks) -> None:

@@ -62,9 +62,7 @@ def resolve_commit(path: str, revision: str | None) -> str:
         except Exception as error:
             why = f"the hub did not answer ({_one_line(error)})"
     try:
-        return Path(
-            snapshot_download(source.name, repo_type="dataset", revision=revision, local_files_only=True)
-        ).name
+        return Path(snapshot_download(source.name, repo_type="dataset", revision=revision, local_files_only=True)).name
     except (OSError, ValueError):
         raise SourceUnreachableError(
             f"data set {source.name}: not in the cache of this machine, and {why}; where there is a network, run "

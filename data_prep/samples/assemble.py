@@ -99,7 +99,7 @@ def preferences(drawn: list[Drawn]) -> list[dict[str, Any]]:
 
 
 def _candidates(item: Drawn, others: list[Drawn], rng: Random) -> list[Candidate]:
-    strangers = [other.task.answer for other in rng.sample(others, 6) if other.family is not item.family]
+    strangers = [other.task.answer for other in rng.sample(others, 16) if other.family is not item.family]
     faults = with_common_faults(item.task, item.template, item.family, strangers, rng)
     return [Candidate(fault, text) for fault, texts in faults.items() for text in dict.fromkeys(texts)]
 

@@ -33,17 +33,18 @@ SHARES = {
 }
 _CHARACTERS = (3, 6, 10, 16, 24, 34, 46, 60, 76, 96, 120)
 _WORDS = (1, 2, 3, 5, 7, 9, 12, 15, 19, 24)
-_SWEEPS = 150
+_SWEEPS = 250
 _WEIGHTS = {
-    "characters": 250,
-    "words": 250,
-    "han": 250,
-    "longer": 50,
-    "tilt": 5,
+    "characters": 300,
+    "words": 300,
+    "han": 300,
+    "size": 1000,
+    "longer": 200,
+    "tilt": 6,
     "language": 200,
     "first": 150,
     "opening": 100,
-    "fault": 500,
+    "fault": 800,
     "spread": 200,
 }
 """Whole numbers, so that the search does not depend on the order in which they are summed."""
@@ -72,6 +73,10 @@ def cells(family: str, chosen: str, candidate: Candidate) -> Counter[Cell]:
         left, right = bisect(edges, c), bisect(edges, r)
         found.update(dict(_signed(kind, left, right, (left > right) - (left < right))))
         found["longer", kind] = (c > r) - (c < r)
+        if left == right:
+            found["longer", kind, left] = (c > r) - (c < r)
+    found["size", _size_class(c_chars, c_words)] += 1
+    found["size", _size_class(r_chars, r_words)] -= 1
     found.update(_tilts(c_chars, c_words, r_chars, r_words))
     left_language, right_language = language(chosen), language(candidate.text)
     order = (left_language > right_language) - (left_language < right_language)
@@ -91,6 +96,11 @@ class Open(NamedTuple):
     family: str
     chosen: str
     options: Sequence[Candidate]
+
+
+def _size_class(chars: int, words: int) -> tuple[int, int]:
+    """Characters and words together, coarsely: many characters in few words is Chinese, or JSON."""
+    return bisect((4, 12, 24, 44, 66, 90), chars), bisect((1, 4, 6, 9, 12, 16, 20), words)
 
 
 def _tilts(c_chars: int, c_words: int, r_chars: int, r_words: int) -> dict[Cell, int]:

@@ -27,15 +27,13 @@ def with_common_faults(
             if passes(task.check, text):
                 raise ValueError(f"{template.id}: the {fault} answer passes its check: {task.prompt!r} -> {text!r}")
     found = {fault: list(texts) for fault, texts in task.faults.items()}
-    common = {
-        "rambling": _rambling(task, template.language, rng),
-        "truncated": _truncated(task.answer, rng) if family.over_refused else [],
-        "off_topic": [text for text in strangers if language(text) == template.language and length(text) > 3],
-    }
-    what = template.over_refused or family.over_refused.get(template.language, "")
-    if what:
-        makers = (phrases.refusal, phrases.refusal, phrases.cautious_refusal)
+    common = {"rambling": _rambling(task, template.language, rng)}
+    what = family.over_refused.get(template.language, "")
+    if what:  # where refusing is right, the family's own faults are telling enough
+        makers = 3 * (phrases.refusal, phrases.cautious_refusal)
         common["over_refusal"] = [make(rng, template.language, what) for make in makers]
+        common["truncated"] = _truncated(task.answer, rng)
+        common["off_topic"] = [text for text in strangers if language(text) == template.language and length(text) > 3]
     for fault, texts in common.items():
         kept = [text for text in texts if not passes(task.check, text)]
         if kept:
@@ -47,7 +45,7 @@ def _rambling(task: Task, lang: Language, rng: Random) -> list[str]:
     """The right answer, then filler; or filler between its sentences, where it has several."""
     made = []
     stop, joint = (".", " ") if lang == "en" else ("。", "")
-    for sentences in (1, 1, 1, 2):
+    for sentences in (1, 1, 1, 1, 1, 2):
         first, _, rest = task.answer.partition(stop + joint)
         if rest and "\n" not in rest and rng.random() < 0.5:
             made.append(joint.join([first + stop, phrases.filler(rng, lang, sentences), rest]))
@@ -67,5 +65,5 @@ def _truncated(answer: str, rng: Random) -> list[str]:
     if length(answer) < 7:
         return []
     pieces = re.findall(r"\s*[^\s\u3400-\u9fff]+|\s*[\u3400-\u9fff]", answer)
-    cuts = {rng.randint(len(pieces) // 3, 3 * len(pieces) // 4) for _ in range(2)}
+    cuts = {rng.randint(len(pieces) // 3, 3 * len(pieces) // 4) for _ in range(4)}
     return ["".join(pieces[:cut]).strip().rstrip("-").strip() for cut in sorted(cuts) if cut > 0]

@@ -140,11 +140,11 @@ def accuracies(rows: Sequence[Row]) -> dict[str, float]:
     learners: dict[str, Learner] = {
         "lengths, logistic": logistic,
         "lengths, logistic with products": quadratic,
-        **{f"lengths, tree of depth {depth}": tree(depth) for depth in (1, 2, 4, 6)},
+        **{f"lengths, tree of depth {depth}": tree(depth) for depth in (1, 2, 3, 4, 6)},
     }
     found = {name: float((fit(x, y)(x_eval) == y_eval).mean()) for name, fit in learners.items()}
     views: dict[str, Callable[[str], list[str]]] = {
-        **{f"first {k} tokens": lambda text, k=k: opening_bag(text, k) for k in (1, 2, 3)},  # type: ignore[misc]
+        **{f"opening of {k}": lambda text, k=k: opening_bag(text, k) for k in (1, 2, 3)},  # type: ignore[misc]
         "language": lambda text: [language(text)],
     }
     for name, view in views.items():

@@ -45,8 +45,6 @@ class Template:
     rows: int
     """Rows wanted in each of the two files."""
     held_out: bool = False
-    over_refused: str = ""
-    """What an over-refusal says it cannot do, where it differs from the family's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

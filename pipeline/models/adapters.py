@@ -40,7 +40,9 @@ def attach_new(model: PreTrainedModel, settings: AdapterSettings, *, dropout: bo
         r=settings.r,
         lora_alpha=cast(int, settings.alpha),
         lora_dropout=settings.dropout if dropout else 0.0,
-        target_modules=settings.target_modules if isinstance(settings.target_modules, str) else [*settings.target_modules],
+        target_modules=settings.target_modules
+        if isinstance(settings.target_modules, str)
+        else [*settings.target_modules],
         use_dora=settings.type == "dora",
     )
     try:
@@ -72,8 +74,12 @@ def attach_frozen(model: PreTrainedModel | PeftModel, folder: Path, name: str) -
 def active(model: Any, name: str | None) -> Iterator[None]:
     """Run the block with one frozen adapter active, or with none (the base)."""
     if name is None:
+        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         with model.disable_adapter() if hasattr(model, "disable_adapter") else _nothing():
             yield
+        # PEFT unfreezes the adapter that it turns on again.
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         return
     model.set_adapter(name, inference_mode=True)
     yield

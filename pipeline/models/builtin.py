@@ -47,6 +47,12 @@ def fingerprint(name: str) -> str:
     return _builder(name)[1]
 
 
+def ready_folder(name: str) -> Path | None:
+    """The cached folder of a builtin model, if it is there and undamaged."""
+    folder = _folder(name)
+    return folder if _is_whole(folder) else None
+
+
 def materialise(name: str) -> Path:
     """The cached folder of a builtin model, made first if it is not there or damaged.
 
@@ -55,18 +61,21 @@ def materialise(name: str) -> Path:
     """
     from filelock import FileLock
 
-    build, mark = _builder(name)
-    folder = cache_folder() / "models" / f"{name.removeprefix('builtin:')}-{mark[:12]}"
-    if _is_whole(folder):
-        return folder
+    if ready := ready_folder(name):
+        return ready
+    folder = _folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")), full_disk_named(folder):
         if not _is_whole(folder):
             (folder / "COMPLETE.json").unlink(missing_ok=True)
-            build(folder)
+            _builder(name)[0](folder)
             files = {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
             write_json_atomically(folder / "COMPLETE.json", files)
     return folder
+
+
+def _folder(name: str) -> Path:
+    return cache_folder() / "models" / f"{name.removeprefix('builtin:')}-{fingerprint(name)[:12]}"
 
 
 def _builder(name: str) -> tuple[Callable[[Path], None], str]:

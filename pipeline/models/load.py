@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data_prep.chat import ChatFormatter
+from data_prep.chat import ChatFormatter, begins_with_bos
 from data_prep.templates import template_text
 from pipeline.artefact import TokenizerEntry
 from pipeline.durable import sha256_json
@@ -39,7 +39,8 @@ def load_tokenizer(folder: Path, chat_template: str) -> PreTrainedTokenizerBase:
         raise SourceUnreachableError(f"model.base: the tokenizer in {folder} has no end-of-sequence token; set one")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.chat_template = template_text(chat_template, tokenizer.chat_template)
+    behind_bos = begins_with_bos(tokenizer)
+    tokenizer.chat_template = template_text(chat_template, tokenizer.chat_template, behind_bos=behind_bos)
     return tokenizer
 
 
@@ -57,13 +58,16 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> TokenizerEntry:
     )
 
 
-def load_base(folder: Path, settings: ModelSettings, *, frozen: bool, weights: Path | None = None) -> PreTrainedModel:
+def load_base(
+    folder: Path, settings: ModelSettings, *, frozen: bool, precision: str, weights: Path | None = None
+) -> PreTrainedModel:
     """The causal language model, on this process's device.
 
     Args:
         folder: the base model's local folder.
         settings: dtype, quantisation and attention.
-        frozen: whether only adapters will be trained on it (decides the dtype that `auto` means).
+        frozen: whether its own weights stay as they are (decides, with the precision, the dtype that `auto` means).
+        precision: of the forward pass: bf16, fp16 or fp32.
         weights: folder of a fully fine-tuned model to load instead of the base's own weights.
 
     Raises:
@@ -71,7 +75,7 @@ def load_base(folder: Path, settings: ModelSettings, *, frozen: bool, weights: P
     """
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"dtype": _dtype(settings, frozen)}
+    options: dict[str, Any] = {"dtype": _dtype(settings, frozen, precision)}
     if settings.attention != "auto":
         options["attn_implementation"] = settings.attention
     if settings.quantization != "none":
@@ -89,18 +93,19 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _dtype(settings: ModelSettings, frozen: bool) -> torch.dtype:
+def _dtype(settings: ModelSettings, frozen: bool, precision: str) -> torch.dtype:
     if settings.dtype != "auto":
         return _DTYPES[settings.dtype]
-    # Trained weights stay in float32: updates of a small learning rate vanish in bfloat16's eight bits.
-    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if frozen and on_gpu else torch.float32
+    # Weights that are trained stay in float32: updates of a small learning rate vanish in bfloat16's eight bits. Frozen
+    # ones would be cast to bfloat16 in every forward pass anyway.
+    return torch.bfloat16 if frozen and precision == "bf16" else torch.float32
 
 
 def _quantization(kind: str, compute: torch.dtype) -> Any:
     if not torch.cuda.is_available():
         raise RecipeError(
-            f"model.quantization: {kind} needs a CUDA GPU and this machine has none; use `--set model.quantization=none`"
+            f"model.quantization: {kind} needs a CUDA GPU, which this machine lacks; use "
+            "`--set model.quantization=none`"
         )
     from transformers import BitsAndBytesConfig
 

@@ -49,6 +49,14 @@ def identify(base: str, revision: str | None) -> BaseIdentity:
     return BaseIdentity(base, commit, hashlib.sha256(f"{base}@{commit}".encode()).hexdigest())
 
 
+def ready_folder(identity: BaseIdentity) -> Path | None:
+    """The local folder that holds the model, if it is here already."""
+    if identity.name.startswith("builtin:"):
+        return builtin.ready_folder(identity.name)
+    folder = Path(identity.name).expanduser()
+    return folder if folder.is_dir() else None
+
+
 def materialise(identity: BaseIdentity) -> Path:
     """The local folder that holds the model, fetched or built first if need be.
 
@@ -57,15 +65,12 @@ def materialise(identity: BaseIdentity) -> Path:
     """
     if identity.name.startswith("builtin:"):
         return builtin.materialise(identity.name)
-    folder = Path(identity.name).expanduser()
-    if folder.is_dir():
+    if folder := ready_folder(identity):
         return folder
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(identity.name, revision=identity.revision, allow_patterns=list(_WEIGHT_PATTERNS))
-        )
+        return Path(snapshot_download(identity.name, revision=identity.revision, allow_patterns=list(_WEIGHT_PATTERNS)))
     except Exception as error:
         raise _hub_error(identity.name, identity.revision, error) from error
 

@@ -53,7 +53,7 @@ class ModelSettings(Settings):
     revision: str | None = Field(None, description="Commit or tag of a hub id; resolved to a commit and recorded.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Type of the base weights. auto: bfloat16 for a frozen base on a GPU that has it, else float32.",
+        description="Type of the base weights. auto: bfloat16 for a frozen base in a bf16 stage, else float32.",
     )
     quantization: Literal["none", "int8", "nf4"] = Field(
         "none", description="Quantise the frozen base with bitsandbytes (needs an adapter and a GPU)."
@@ -148,7 +148,9 @@ class SftSettings(StageSettings):
 
     kind: Literal["sft"] = Field("sft", description="Kind of stage; unsaid, the stage's name.")
     learning_rate: PositiveFloat = Field(2.0e-4, description="Peak learning rate (use about 1e-5 without an adapter).")
-    init: StageName | None = Field(None, description="Earlier stage to start from (default: the base model).")
+    init: StageName | None = Field(
+        None, description="Earlier stage, or `base`, to start from (default: the base model)."
+    )
 
 
 class DpoSettings(StageSettings):
@@ -157,7 +159,8 @@ class DpoSettings(StageSettings):
     kind: Literal["dpo"] = Field("dpo", description="Kind of stage; unsaid, the stage's name.")
     learning_rate: PositiveFloat = Field(5.0e-5, description="Peak learning rate (use about 5e-7 without an adapter).")
     policy: StageName | None = Field(
-        None, description="Earlier stage to start from, also the reference (default: the last SFT stage, else the base)."
+        None,
+        description="Earlier stage, or `base`, to start from; also the reference (default: the last SFT, else the base).",
     )
     beta: PositiveFloat = Field(0.1, description="Strength of the pull towards the reference.")
     loss_type: DpoLoss = Field("sigmoid", description="Loss; `rpo` adds the chosen answer's negative log-likelihood.")

@@ -17,14 +17,14 @@ from trl import DPOConfig, DPOTrainer
 from data_prep.build import EncodedSet, encode_pairs, prompt_hashes, without_seen
 from data_prep.chat import ChatFormatter, EncodedPair
 from data_prep.records import PreferencePair
-from evaluation.likelihood import Likelihood, Scorer, pair_rows
 from evaluation.intervals import bootstrap_mean_ci, preference_accuracy
+from evaluation.likelihood import Likelihood, Scorer, pair_rows
 from pipeline.algorithms.dpo import preference_margins
+from pipeline.context import HELD_OUT_PAIRS, TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
 from pipeline.models import adapters
 from pipeline.models.load import device
 from pipeline.recipe.schema import DpoSettings
 from pipeline.runtime import resolve_precision
-from pipeline.context import HELD_OUT_PAIRS, TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
 from pipeline.stages.dpo_loss import loss_arguments, rpo_loss
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
 from pipeline.stages.policy import Policy, load_policy, load_reference, save_policy
@@ -57,12 +57,12 @@ def run(context: StageContext) -> StageResult:
     """Train and leave the policy in the context's folder."""
     settings = cast(DpoSettings, context.recipe.stages[context.stage])
     parent = context.parents.get("policy")
-    policy = load_policy(context, parent, dropout=False)
-    reference = None if policy.form == "adapter" else load_reference(context, parent)
+    precision = resolve_precision(settings.precision)
+    policy = load_policy(context, parent, precision=precision, dropout=False)
+    reference = None if policy.form == "adapter" else load_reference(context, parent, precision)
     train, held_out, report = encode_pairs(context.recipe.data, ChatFormatter(policy.tokenizer), context.recipe.seed)
     held_out = _unseen(held_out, context, report)
     context.console.say(f"{len(train.rows)} pairs to train on, {len(held_out.rows)} held out")
-    precision = resolve_precision(settings.precision)
     arguments = training_arguments(
         DPOConfig, settings, context, beta=settings.beta, max_length=None, **loss_arguments(settings)
     )
@@ -105,9 +105,7 @@ def run(context: StageContext) -> StageResult:
 class _Judge:
     """Margins of held-out pairs by implicit reward, against the same reference that training uses."""
 
-    def __init__(
-        self, policy: Policy, reference: Any, settings: DpoSettings, precision: str, context: StageContext
-    ):
+    def __init__(self, policy: Policy, reference: Any, settings: DpoSettings, precision: str, context: StageContext):
         make = lambda model: Scorer(  # noqa: E731
             model, policy.description.pad_id, 2 * settings.per_device_batch_size, precision, context.ranks
         )

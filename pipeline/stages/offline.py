@@ -16,12 +16,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from pipeline import checkpoint
+from pipeline.context import StageContext
 from pipeline.durable import full_disk_named
 from pipeline.errors import PreemptedError, RecipeError, TrivetError
 from pipeline.recipe import accumulation_steps, ds_config_file
 from pipeline.recipe.schema import StageSettings
 from pipeline.runtime import barrier, resolve_precision, seed_everything
-from pipeline.context import StageContext
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _UNTRACKED = ("epoch", "total_flos", "step")
@@ -65,6 +65,12 @@ class StepCallback(TrainerCallback):
     def __init__(self, context: StageContext):
         self._context = context
         self.preempted = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock that the time left is told from."""
+        self._context.console.progress("step", state.global_step, state.max_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

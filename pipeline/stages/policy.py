@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.artefact import Artefact, TokenizerEntry
+from pipeline.context import StageContext, require_same_base, require_same_tokenizer
 from pipeline.durable import full_disk_named
 from pipeline.errors import TrivetError
 from pipeline.models import adapters
 from pipeline.models.load import describe_tokenizer, load_base, load_tokenizer
-from pipeline.context import StageContext, require_same_base, require_same_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,13 @@ class Policy:
     """`adapter` or `model`."""
 
 
-def load_policy(context: StageContext, parent: Artefact | None, *, dropout: bool) -> Policy:
+def load_policy(context: StageContext, parent: Artefact | None, *, precision: str, dropout: bool) -> Policy:
     """The policy a stage starts from: the parent's, or the base with a fresh adapter.
 
     Args:
         context: of the stage.
         parent: the artefact to continue, or None for the base model.
+        precision: of the forward pass.
         dropout: whether a fresh adapter trains with its dropout.
 
     Raises:
@@ -48,9 +49,9 @@ def load_policy(context: StageContext, parent: Artefact | None, *, dropout: bool
         )
     if settings.adapter == "none":
         weights = parent.weights if parent is not None else None
-        model: Any = load_base(context.base_folder, settings, frozen=False, weights=weights)
+        model: Any = load_base(context.base_folder, settings, frozen=False, precision=precision, weights=weights)
         return Policy(model, tokenizer, description, form)
-    base = load_base(context.base_folder, settings, frozen=True)
+    base = load_base(context.base_folder, settings, frozen=True, precision=precision)
     if parent is None:
         model = adapters.attach_new(base, settings.adapter, dropout=dropout)
     else:
@@ -58,10 +59,10 @@ def load_policy(context: StageContext, parent: Artefact | None, *, dropout: bool
     return Policy(model, tokenizer, description, form)
 
 
-def load_reference(context: StageContext, parent: Artefact | None) -> Any:
+def load_reference(context: StageContext, parent: Artefact | None, precision: str) -> Any:
     """A frozen second model for full fine-tuning, where no adapter can be switched to make the reference."""
     weights = parent.weights if parent is not None else None
-    model = load_base(context.base_folder, context.recipe.model, frozen=False, weights=weights)
+    model = load_base(context.base_folder, context.recipe.model, frozen=False, precision=precision, weights=weights)
     return model.eval().requires_grad_(False)
 
 

@@ -14,10 +14,10 @@ from trl import SFTConfig, SFTTrainer
 from data_prep.build import encode_demonstrations, prompt_hashes
 from data_prep.chat import ChatFormatter, EncodedDemonstration
 from evaluation.likelihood import Scorer, demonstration_rows, mean_loss
+from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
 from pipeline.models.load import device
 from pipeline.recipe.schema import SftSettings
 from pipeline.runtime import resolve_precision
-from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
 from pipeline.stages.policy import load_policy, save_policy
 
@@ -33,12 +33,12 @@ def run(context: StageContext) -> StageResult:
     """Train and leave the policy in the context's folder."""
     settings = cast(SftSettings, context.recipe.stages[context.stage])
     parent = context.parents.get("init")
-    policy = load_policy(context, parent, dropout=True)
+    precision = resolve_precision(settings.precision)
+    policy = load_policy(context, parent, precision=precision, dropout=True)
     train, held_out, report = encode_demonstrations(
         context.recipe.data, ChatFormatter(policy.tokenizer), context.recipe.seed
     )
     context.console.say(f"{len(train.rows)} rows to train on, {len(held_out.rows)} held out")
-    precision = resolve_precision(settings.precision)
     scorer = Scorer(
         policy.model, policy.description.pad_id, 2 * settings.per_device_batch_size, precision, context.ranks
     )

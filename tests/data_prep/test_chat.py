@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ class Family:
     """Whether the tokenizer puts BOS in front by itself, as those of Llama and Gemma do."""
     ends: tuple[str, ...] = ()
     """What must end an answer."""
-    marks: tuple[str, ...] = field(default=())
+    marks: tuple[str, ...] = ()
     """Added tokens that are not control tokens, as Qwen's <think>."""
 
 
@@ -438,8 +438,8 @@ def test_a_pair_shares_its_prompt_and_both_answers_end(name, pad):
     family = FAMILIES[name]
     formatter = ChatFormatter(tokenizer_of(family, pad))
     row = formatter.pair(pair(TALK[:3], "No.", "Yes, a lot"), 1000)
-    ids, mask = expected(family.parts, family)
-    answer = sum(1 for _ in reversed(mask[: len(mask)])) and len(tokens_of(family.parts[-1][0], family))
+    ids, _ = expected(family.parts, family)
+    answer = len(tokens_of(family.parts[-1][0], family))
     assert row.prompt_ids + row.chosen_ids == ids
     assert row.chosen_ids == ids[-answer:]
     other = family.parts[-1][0].replace("No.", "Yes, a lot")
@@ -537,7 +537,7 @@ def test_every_cut_from_the_left(name, pad):
     formatter = ChatFormatter(tokenizer_of(family, pad))
     total = len(expected(family.parts, family)[0])
     refused = 0
-    for length in range(1, total + 2):
+    for length in (*range(1, min(total, 90)), *range(max(total - 40, 90), total + 2)):
         by_hand = _cut_by_hand(family.parts, family, length)
         if isinstance(by_hand, str):
             refused += 1

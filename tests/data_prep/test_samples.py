@@ -160,7 +160,7 @@ def test_the_shortcut_check_finds_shortcuts(pairs):
     found = shortcuts.accuracies(longer)
     assert min(value for name, value in found.items() if name.startswith("lengths")) > 0.9
     opened = [row | {"rejected": [{"content": "Well, " + shortcuts.answers(row)[0]}]} for row in pairs]
-    assert shortcuts.accuracies(opened)["first 1 tokens, naive Bayes"] > 0.8
+    assert shortcuts.accuracies(opened)["opening of 1, naive Bayes"] > 0.8
 
 
 def test_words_alone_do_not_carry_refusals(pairs):

@@ -19,7 +19,7 @@ _GOODS = (
     ("blanket", "毯子"),
     ("clock", "时钟"),
 )
-_EVENTS = (("chess club", "象棋社"), ("yoga class", "瑜伽课"), ("book fair", "书展"), ("choir practice", "合唱排练"))
+_EVENTS = (("chess club", "象棋社"), ("yoga class", "瑜伽课"), ("book group", "读书会"), ("choir practice", "合唱排练"))
 _FIELDS_ASKED = (
     "Extract {k} as JSON.",
     "Return a JSON object with the keys {k}.",

@@ -67,6 +67,7 @@ def _draw_zh(rng: Random) -> Task:
 
 FAMILY = Family(
     name="harmless",
+    over_refused={"en": "dangerous requests", "zh": "做危险的事"},
     templates=(
         Template(id="harmless.asked", language="en", draw=lambda rng: _draw(rng, _ASKED), rows=30),
         Template(id="harmless.story", language="en", draw=lambda rng: _draw(rng, _ASKED_STORY), rows=8, held_out=True),
