@@ -60,6 +60,13 @@ class Ledger:
         entry.update(values)
         self._write()
 
+    def stop(self, status: str, reason: str) -> None:
+        """Enter what became of a stage that was running when the run came to a sudden end."""
+        for entry in self._value["stages"]:
+            if entry["status"] == "running":
+                entry.update(status=status, reason=reason)
+        self._write()
+
     def finish(self) -> None:
         """Note that the run came to its end."""
         self._value["finished"] = _now()

@@ -94,9 +94,27 @@ class Supervisor:
         ledger = Ledger(self._folder, self._recipe.name, sys.argv, library_versions())
         ledger.plan(decisions)
         self._withdraw(decisions)
+        # An earlier run's figures must not stand beside this one's ledger, however this one ends.
+        write_results(self._folder, self._recipe.name, nodes, ledger)
+        try:
+            self._walk(decisions, base, ledger)
+            self._peers.agree({"do": "end"})
+            ledger.finish()
+        except BaseException as error:
+            stopped = isinstance(error, (PreemptedError, KeyboardInterrupt))
+            ledger.stop("interrupted" if stopped else "failed", str(error))
+            raise
+        finally:
+            write_results(self._folder, self._recipe.name, nodes, ledger)
+        self._close()
+
+    def _walk(self, decisions: Sequence[Decision], base: BaseIdentity, ledger: Ledger) -> None:
+        nodes = [decision.node for decision in decisions]
         base_folder: Path | None = None
         for decision in decisions:
             if decision.action == "leave":
+                if artefact.is_sealed(decision.node.folder):
+                    self._link(decision.node)
                 continue
             if decision.action == "skip":
                 self._skip(decision, ledger)
@@ -105,10 +123,6 @@ class Supervisor:
                 base_folder = self._prepare_base(base)
             self._make(decision, nodes, base, base_folder, ledger)
             write_results(self._folder, self._recipe.name, nodes, ledger)
-        self._peers.agree({"do": "end"})
-        ledger.finish()
-        write_results(self._folder, self._recipe.name, nodes, ledger)
-        self._close()
 
     def _make_folders(self) -> None:
         try:

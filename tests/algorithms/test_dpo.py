@@ -1,4 +1,4 @@
-"""DPO and its relatives: hand arithmetic, a second implementation in plain floats, and the properties that define them."""
+"""DPO and its relatives: by hand, against a second implementation in plain floats, and by what defines them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sigmoid(x: float) -> float:
 
 
 SLOW: dict[str, Callable[[float, float, float, float], float]] = {
-    # u, v: log-ratios of chosen and rejected; b: beta; e: label smoothing. Written from the papers, one pair at a time.
+    # u, v: log-ratios of chosen and rejected; b: beta; e: label smoothing. From the papers, one pair at a time.
     "sigmoid": lambda u, v, b, e: -(1 - e) * log_sigmoid(b * (u - v)) - e * log_sigmoid(-b * (u - v)),
     "robust": lambda u, v, b, e: (-(1 - e) * log_sigmoid(b * (u - v)) + e * log_sigmoid(b * (v - u))) / (1 - 2 * e),
     "hinge": lambda u, v, b, e: max(0.0, 1 - b * (u - v)),
@@ -44,7 +44,8 @@ SLOW: dict[str, Callable[[float, float, float, float], float]] = {
     "apo_zero": lambda u, v, b, e: (1 - sigmoid(b * u)) + sigmoid(b * v),
     "apo_down": lambda u, v, b, e: sigmoid(b * u) + (1 - sigmoid(b * (u - v))),
     "discopop": lambda u, v, b, e: (
-        (1 - sigmoid(b * (u - v) / 0.05)) * -log_sigmoid(b * (u - v)) + sigmoid(b * (u - v) / 0.05) * math.exp(-b * (u - v))
+        (1 - sigmoid(b * (u - v) / 0.05)) * -log_sigmoid(b * (u - v))
+        + sigmoid(b * (u - v) / 0.05) * math.exp(-b * (u - v))
     ),
 }  # fmt: skip
 
@@ -66,12 +67,16 @@ def one_pair(h: float) -> tuple[Tensor, ...]:
     return tuple(tensor([value], dtype=torch.float64) for value in (h, 0.0, 0.0, 0.0))
 
 
-def losses(tensors: tuple[Tensor, ...], beta: float, loss_type: str = "sigmoid", smoothing: float | None = None) -> Tensor:
+def losses(
+    tensors: tuple[Tensor, ...], beta: float, loss_type: str = "sigmoid", smoothing: float | None = None
+) -> Tensor:
     e = SMOOTHING.get(loss_type, 0.0) if smoothing is None else smoothing
     return dpo_loss(*tensors, beta, loss_type, e).losses_B
 
 
-def gradients(tensors: tuple[Tensor, ...], beta: float, loss_type: str, smoothing: float | None = None) -> tuple[Tensor, ...]:
+def gradients(
+    tensors: tuple[Tensor, ...], beta: float, loss_type: str, smoothing: float | None = None
+) -> tuple[Tensor, ...]:
     """d loss / d log pi(chosen) and d loss / d log pi(rejected), (B,) each."""
     chosen, rejected = (t.clone().requires_grad_() for t in tensors[:2])
     total = losses((chosen, rejected, *tensors[2:]), beta, loss_type, smoothing).sum()
@@ -120,7 +125,9 @@ def test_aot_by_hand():
     """
     tensors = tuple(tensor(v, dtype=torch.float64) for v in ([0.0, 0.0], [-5.0, -1.0], [0.0, 0.0], [-1.0, -2.0]))
     assert losses(tensors, 1.0, "aot").tolist() == pytest.approx([LOG2, 0.0485873516], abs=1e-9)
-    assert losses(tensors, 1.0).tolist() == pytest.approx([math.log1p(math.exp(-4)), math.log1p(math.exp(1))], abs=1e-12)
+    assert losses(tensors, 1.0).tolist() == pytest.approx(
+        [math.log1p(math.exp(-4)), math.log1p(math.exp(1))], abs=1e-12
+    )
 
 
 def test_aot_unpaired_by_hand():
@@ -148,7 +155,9 @@ def test_against_plain_floats(loss_type, beta, smoothing, seed):
     found = losses(tensors, beta, loss_type, e).tolist()
     for row, value in zip(zip(*(t.tolist() for t in tensors), strict=True), found, strict=True):
         chosen, rejected, ref_chosen, ref_rejected = row
-        assert value == pytest.approx(SLOW[loss_type](chosen - ref_chosen, rejected - ref_rejected, beta, e), rel=1e-9, abs=1e-9)
+        assert value == pytest.approx(
+            SLOW[loss_type](chosen - ref_chosen, rejected - ref_rejected, beta, e), rel=1e-9, abs=1e-9
+        )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -285,7 +294,9 @@ def test_exact_dpo_finds_the_tilted_reference():
     i, j = (index.flatten() for index in torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij"))
     share = torch.sigmoid(reward[i] - reward[j])
     logits = ref.clone().requires_grad_()
-    optimiser = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [logits], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimiser.zero_grad()
@@ -343,7 +354,11 @@ def test_pairs_do_not_see_one_another(loss_type):
     together = losses(tensors, 0.2, loss_type)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(losses(tuple(t[order] for t in tensors), 0.2, loss_type), together[order])
-    assert torch.allclose(torch.cat([losses(tuple(t[i : i + 1] for t in tensors), 0.2, loss_type) for i in range(6)]), together, rtol=1e-14)
+    assert torch.allclose(
+        torch.cat([losses(tuple(t[i : i + 1] for t in tensors), 0.2, loss_type) for i in range(6)]),
+        together,
+        rtol=1e-14,
+    )
 
 
 def test_sorted_losses_do():

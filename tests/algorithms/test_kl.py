@@ -21,7 +21,7 @@ def exact_kl(logps: torch.Tensor, ref: torch.Tensor) -> float:
 
 
 def test_by_hand():
-    """pi = 1/2, ref = 1/4: k1 = ln 2 = 0.6931; k3 = 1/2 - 1 + ln 2 = 0.1931. Reversed: k1 = -ln 2, k3 = 2 - 1 - ln 2."""
+    """pi = 1/2, ref = 1/4: k1 = ln 2 = 0.6931, k3 = 1/2 - 1 + ln 2 = 0.1931. Turned: k1 = -ln 2, k3 = 2 - 1 - ln 2."""
     half, quarter = tensor(math.log(0.5), dtype=torch.float64), tensor(math.log(0.25), dtype=torch.float64)
     assert k1(half, quarter).item() == pytest.approx(math.log(2), abs=1e-15)
     assert k3(half, quarter).item() == pytest.approx(math.log(2) - 0.5, abs=1e-15)

@@ -16,7 +16,7 @@ RUBBISH = (math.nan, math.inf, -math.inf, 1e38)
 
 
 def test_sum_by_hand():
-    """Rows [1, 2 | 4] and [8 | 16 | 32] with masks 110 and 101: 1 + 2 + 8 + 32 = 43; by row 3 and 40; by column 9, 2, 32."""
+    """Rows 1 2 4 and 8 16 32, masks 110 and 101: 1 + 2 + 8 + 32 = 43; by row 3 and 40; by column 9, 2, 32."""
     x = tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
     mask = tensor([[True, True, False], [True, False, True]])
     assert masked_sum(x, mask).item() == 43.0

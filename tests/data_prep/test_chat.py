@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,7 @@ def _byte_letters() -> dict[int, str]:
 def expected(parts: Parts, family: Family) -> tuple[list[int], list[bool]]:
     ids = [tokens_of(text, family) for text, _ in parts]
     mask = [[bool(trained)] * len(piece) for piece, (_, trained) in zip(ids, parts, strict=True)]
-    return sum(ids, []), sum(mask, [])
+    return list(chain.from_iterable(ids)), list(chain.from_iterable(mask))
 
 
 def turns(*texts: str, system: str | None = None) -> tuple[Message, ...]:
@@ -493,8 +494,11 @@ def test_stop_ids_are_the_turns_end_and_eos(name, pad):
 
 
 def test_a_template_that_ends_no_turn_gets_eos():
-    family = Family("{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
-                    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}", ("<pad>", "</s>"), "</s>", [])  # fmt: skip
+    template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    family = Family(template, ("<pad>", "</s>"), "</s>", [])
     formatter = ChatFormatter(tokenizer_of(family))
     row = formatter.demonstration(demonstration("Hi", "Yo"), 100)
     assert (row.input_ids, row.response_mask) == expected([("user: Hiassistant: ", 0), ("Yo</s>", 1)], family)
@@ -625,9 +629,7 @@ def test_what_a_template_refuses_is_counted():
     assert found.records == records[:1]
     assert report["dropped"] == {"duplicate": 2, "template_refuses": 2, "control_token": 1, "answer_too_long": 1}
     assert report["prompts_cut"] == 0
-    refused = PreferencePair(
-        prompt=turns("Hi", system="Be brief"), chosen="Yo", rejected="No", origin=ORIGIN
-    )
+    refused = PreferencePair(prompt=turns("Hi", system="Be brief"), chosen="Yo", rejected="No", origin=ORIGIN)
     assert reason(formatter.pair, refused, 1000) == "template_refuses"
 
 
@@ -656,9 +658,7 @@ ANSWERS = {
     "zephyr": "{}</s>", "phi3": "{}<|end|>", "plain": " {}</s>", "alpaca": "{}</s>", "chatml": "{}<|im_end|>",
 }  # fmt: skip
 STRIPPED = ("llama2", "llama3", "gemma")
-FORMATTERS = {
-    (name, pad): ChatFormatter(tokenizer_of(FAMILIES[name], pad)) for name in ANSWERS for pad in PADS
-}
+FORMATTERS = {(name, pad): ChatFormatter(tokenizer_of(FAMILIES[name], pad)) for name in ANSWERS for pad in PADS}
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 
 

@@ -88,6 +88,17 @@ def test_a_stop_token_at_the_limit_counts_as_stopped(model):
     assert cut == [Answer(ids[: last + 1], False)]
 
 
+def test_generation_ends_when_every_answer_has(lively_model):
+    """Two rows, each ended by another stop id at its first token: one forward pass, not fifty."""
+    first = [naive_greedy(lively_model, prompt, (), 1).ids[0] for prompt in PROMPTS[:2]]
+    assert first[0] != first[1]
+    passes = []
+    lively_model.register_forward_hook(lambda *_: passes.append(1))
+    found = generator(lively_model, stop_ids=(2, *first)).answers(PROMPTS[:2], Sampling(max_new_tokens=50))
+    assert found == [Answer([token], True) for token in first]
+    assert len(passes) == 1
+
+
 def test_a_pad_id_among_real_tokens_is_kept(model):
     """The pad id may be a token the model writes; an answer is cut at stop tokens only, never at padding."""
     ids = naive_greedy(model, PROMPTS[0], (), LENGTH).ids
@@ -117,7 +128,8 @@ def test_the_models_own_generation_settings_are_ignored(lively_model, setting):
     plain = generator(lively_model, stop_ids), greedy(lively_model, stop_ids=stop_ids)
     sampled = plain[0].answers(PROMPTS, sampling)
     hostile = copy.deepcopy(lively_model)
-    chosen = {name: value for name, value in HOSTILE.items() if setting == name or setting == "all" and name not in CLASH}
+    names = [name for name in HOSTILE if name not in CLASH] if setting == "all" else [setting]
+    chosen = {name: HOSTILE[name] for name in names}
     hostile.generation_config = GenerationConfig(**chosen)
     assert greedy(hostile, stop_ids=stop_ids) == plain[1]
     assert generator(hostile, stop_ids).answers(PROMPTS, sampling) == sampled

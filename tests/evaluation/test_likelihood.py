@@ -199,7 +199,8 @@ def test_ranks_share_the_rows(lively_model):
     """Each of two scores every second row; together they give what one alone gives."""
     whole = scores(lively_model, ROWS, 1)
     shares = [
-        [found.logp for found in Scorer(lively_model, 0, 1, "fp32", Ranks(rank, rank, 2)).score(ROWS)] for rank in (0, 1)
+        [found.logp for found in Scorer(lively_model, 0, 1, "fp32", Ranks(rank, rank, 2)).score(ROWS)]
+        for rank in (0, 1)
     ]
     assert shares == [whole[0::2], whole[1::2]]
 

@@ -158,7 +158,9 @@ def test_in_bfloat16_too(sft, tiny_folder, tmp_path):
     config = DPOConfig(output_dir=str(tmp_path), max_length=None, use_cpu=True, bf16=True, report_to="none")
     rows = Dataset.from_list([_row(row) for row in PAIRS])
     CommittedDPOTrainer(model=policy.model, args=config, train_dataset=rows, processing_class=policy.tokenizer)
-    dtypes = {part: {value.dtype for value in parameters(policy.model, part).values()} for part in (REFERENCE, "default")}
+    dtypes = {
+        part: {value.dtype for value in parameters(policy.model, part).values()} for part in (REFERENCE, "default")
+    }
     assert dtypes == {REFERENCE: {torch.float32}, "default": {torch.float32}}
     assert next(iter(parameters(policy.model, "").values())).dtype == torch.bfloat16
     before = _Judge(policy, None, SETTINGS, "bf16", context).reference_and_margins(PAIRS)
@@ -230,7 +232,8 @@ def test_full_fine_tuning_has_a_second_frozen_model(tiny_folder, tmp_path):
     save_policy(policy, first)
     parent = artefact_of(tmp_path / "sft" / "model", "model", policy.description)
     context = context_of(tmp_path / "dpo", tiny_folder, "none", parent)
-    started, reference = load_policy(context, parent, precision="fp32", dropout=False), load_reference(context, parent, "fp32")
+    started = load_policy(context, parent, precision="fp32", dropout=False)
+    reference = load_reference(context, parent, "fp32")
     assert scores(started.model) == scores(reference) == scores(policy.model)
     assert min(abs(a - b) for a, b in zip(scores(reference), of_base, strict=True)) > 1e-3
     assert not any(parameter.requires_grad for parameter in reference.parameters())
@@ -246,7 +249,7 @@ def test_full_fine_tuning_has_a_second_frozen_model(tiny_folder, tmp_path):
 
 def test_a_parent_in_another_form_is_refused(sft, tiny_folder, tmp_path):
     context = context_of(tmp_path, tiny_folder, "none", sft.artefact)
-    with pytest.raises(TrivetError, match="sft was stored as a full adapter, but model.adapter asks for model"):
+    with pytest.raises(TrivetError, match=r"sft was stored as a full adapter, but model\.adapter asks for model"):
         load_policy(context, sft.artefact, precision="fp32", dropout=False)
 
 
