@@ -138,7 +138,7 @@ class ChatFormatter:
 
     def response_text(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without the end-of-turn token."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _response_ids(self, prompt: Sequence[Message], answer: str) -> list[int]:
         messages = [*prompt, Message(role="assistant", content=answer)]

@@ -7,13 +7,14 @@ Takes: all policies of the run and the held-out part of its data. Gives: `answer
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from data_prep.build import encode, encode_demonstrations, held_out_prompts, without_seen
 from data_prep.chat import ChatFormatter
 from data_prep.clean import limit_records
 from data_prep.records import Prompt
-from evaluation.generate import Generator
+from evaluation.generate import Generator, Progress
 from evaluation.likelihood import Scorer
 from evaluation.measures import (
     Answered,
@@ -95,7 +96,8 @@ class _Evaluation:
         self._tasks = set(context.recipe.evaluation.tasks)
         self.policies = Policies(artefacts, context.base_folder, context.recipe.model, precision)
         self.reference = _reference(context.recipe)
-        self._prompts = self._choose_prompts()
+        self._chosen = self._choose_prompts()
+        self._prompts = self._chosen[: self._greedy_count()]
 
     def row(self, name: str) -> dict[str, Any]:
         """All columns of one policy."""
@@ -145,11 +147,15 @@ class _Evaluation:
         unseen = without_seen(found.held_out, self._seen)
         with_rule = [prompt for prompt in unseen if prompt.check is not None]
         settings = self._recipe.evaluation
-        wanted = settings.prompts if with_rule else min(settings.prompts, READABLE_PROMPTS)
-        chosen = limit_records(with_rule or unseen, max(wanted, settings.kl_prompts), SEED)
+        chosen = limit_records(with_rule or unseen, max(settings.prompts, settings.kl_prompts), SEED)
         longest = self._recipe.data.prompts.max_prompt_length
         encoded = encode(chosen, lambda prompt: self._formatter.prompt(prompt, longest), found.report)
         return [(prompt, row.ids) for prompt, row in zip(encoded.records, encoded.rows, strict=True)]
+
+    def _greedy_count(self) -> int:
+        wanted = self._recipe.evaluation.prompts
+        has_rule = any(prompt.check is not None for prompt, _ in self._chosen)
+        return wanted if has_rule else min(wanted, READABLE_PROMPTS)
 
     def _answers(self, name: str) -> list[Answered]:
         if not self._prompts:
@@ -180,7 +186,7 @@ class _Evaluation:
             return perplexity_row(scorer, rows, self._progress(f"perplexity of {name}"))
 
     def _kl(self, name: str) -> dict[str, Any]:
-        prompts = [ids for _, ids in self._prompts[: self._recipe.evaluation.kl_prompts]]
+        prompts = [ids for _, ids in self._chosen[: self._recipe.evaluation.kl_prompts]]
         settings = self._recipe.evaluation
         task = f"KL of {name} to {self.reference}"
         return kl_row(
@@ -203,8 +209,8 @@ class _Evaluation:
             raise PreemptedError("evaluation was asked to stop; run the same command again to go on")
         return once(self._context, task, lambda: compute(name))
 
-    def _progress(self, task: str) -> Any:
-        return lambda done, total: self._context.console.progress(task, done, total)
+    def _progress(self, task: str) -> Progress:
+        return partial(self._context.console.progress, task)
 
 
 def _reference(recipe: Recipe) -> str:

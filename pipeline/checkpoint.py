@@ -53,7 +53,7 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[Path]]:
 
     Order is by step number, never by time: clocks and copies lie.
     """
-    passed_over = []
+    passed_over: list[Path] = []
     for checkpoint in sorted(all_checkpoints(folder), key=step_of, reverse=True):
         if is_complete(checkpoint):
             return checkpoint, passed_over

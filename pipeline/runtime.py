@@ -38,8 +38,8 @@ class Ranks:
     @classmethod
     def from_environment(cls) -> Ranks:
         """As torchrun and accelerate announce it; one process without a launcher."""
-        read = lambda name, default: int(os.environ.get(name, default))  # noqa: E731
-        return cls(read("RANK", 0), read("LOCAL_RANK", 0), read("WORLD_SIZE", 1))
+        rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+        return cls(rank, local_rank, int(os.environ.get("WORLD_SIZE", 1)))
 
     @property
     def is_first(self) -> bool:

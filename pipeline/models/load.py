@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -81,11 +81,11 @@ def load_base(
     if settings.quantization != "none":
         options["quantization_config"] = _quantization(settings.quantization, options["dtype"])
         options["device_map"] = {"": torch.cuda.current_device()}
-    model = AutoModelForCausalLM.from_pretrained(weights or folder, use_safetensors=True, **options)
+    model: Any = AutoModelForCausalLM.from_pretrained(weights or folder, use_safetensors=True, **options)
     if settings.quantization == "none":
         model.to(device())
     model.config.use_cache = True
-    return model
+    return cast("PreTrainedModel", model)
 
 
 def device() -> torch.device:

@@ -8,6 +8,8 @@ held-out pairs is measured before (0.5 by the tie rule: nothing has moved) and a
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -74,7 +76,9 @@ def run(context: StageContext) -> StageResult:
         processing_class=policy.tokenizer,
         rpo_alpha=settings.rpo_alpha if settings.loss_type == "rpo" else None,
     )
-    judge = _Judge(policy, reference, settings, precision, context)
+    size = 2 * settings.per_device_batch_size
+    scorer = Scorer(policy.model, policy.description.pad_id, size, precision, context.ranks)
+    judge = _Judge(policy, reference, scorer, settings.beta, context)
     before = once(context, "before", lambda: judge.reference_and_margins(held_out.rows))
     fit(trainer, context)
     after = judge.margins(held_out.rows, before["reference"])
@@ -105,41 +109,39 @@ def run(context: StageContext) -> StageResult:
 class _Judge:
     """Margins of held-out pairs by implicit reward, against the same reference that training uses."""
 
-    def __init__(self, policy: Policy, reference: Any, settings: DpoSettings, precision: str, context: StageContext):
-        make = lambda model: Scorer(  # noqa: E731
-            model, policy.description.pad_id, 2 * settings.per_device_batch_size, precision, context.ranks
-        )
+    def __init__(self, policy: Policy, reference: Any, scorer: Scorer, beta: float, context: StageContext):
         self._policy = policy
-        self._of_policy = make(policy.model)
-        self._of_reference = make(policy.model if reference is None else reference)
-        self._has_adapter = reference is None
-        self._beta = settings.beta
+        self._reference = reference
+        self._scorer = scorer
+        self._beta = beta
         self._context = context
 
     def reference_and_margins(self, rows: list[EncodedPair]) -> dict[str, Any]:
         """Log-probabilities under the reference, and the untrained policy's margins against them."""
         if not rows:
             return {"reference": [], "margins": []}
-        if self._has_adapter:
-            model = self._policy.model
-            model.set_adapter(REFERENCE, inference_mode=True)
-            found = self._score(self._of_reference, rows, "reference on held-out pairs")
-            model.set_adapter(adapters.TRAINED)
-        else:
-            found = self._score(self._of_reference, rows, "reference on held-out pairs")
-        logps = [row.logp for row in found]
+        logps = [row.logp for row in self._under_reference(rows)]
         return {"reference": logps, "margins": self.margins(rows, logps)}
+
+    def _under_reference(self, rows: list[EncodedPair]) -> list[Likelihood]:
+        task = "reference on held-out pairs"
+        if self._reference is not None:
+            return self._score(replace(self._scorer, model=self._reference), rows, task)
+        self._policy.model.set_adapter(REFERENCE, inference_mode=True)
+        found = self._score(self._scorer, rows, task)
+        self._policy.model.set_adapter(adapters.TRAINED)
+        return found
 
     def margins(self, rows: list[EncodedPair], reference: list[float]) -> list[float]:
         """beta * h of each pair under the policy as it is now."""
         if not rows:
             return []
-        logps = [row.logp for row in self._score(self._of_policy, rows, "policy on held-out pairs")]
+        logps = [row.logp for row in self._score(self._scorer, rows, "policy on held-out pairs")]
         policy, ref = (torch.tensor(values, dtype=torch.float64).chunk(2) for values in (logps, reference))
         return preference_margins(policy[0], policy[1], ref[0], ref[1], self._beta).tolist()
 
     def _score(self, scorer: Scorer, rows: list[EncodedPair], task: str) -> list[Likelihood]:
-        return scorer.score(pair_rows(rows), lambda done, total: self._context.console.progress(task, done, total))
+        return scorer.score(pair_rows(rows), partial(self._context.console.progress, task))
 
 
 def _metrics(before: list[float], after: list[float]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ loss is measured before and after.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 from datasets import Dataset
@@ -82,8 +83,7 @@ def _held_out_loss(scorer: Scorer, rows: list[EncodedDemonstration], context: St
     """Loss per response token on held-out rows; nulls when there are none."""
     if not rows:
         return {"loss": None, "tokens": 0}
-    progress = lambda done, total: context.console.progress("held-out rows", done, total)  # noqa: E731
-    found = scorer.score(demonstration_rows(rows), progress)
+    found = scorer.score(demonstration_rows(rows), partial(context.console.progress, "held-out rows"))
     return {"loss": mean_loss(found), "tokens": sum(row.tokens for row in found)}
 
 

@@ -1,4 +1,4 @@
-"""Whole runs of the tiny recipe, started as a user starts them; one uninterrupted run serves as everyone's reference."""
+"""Whole runs of the tiny recipe, started as a user starts them; one uninterrupted run is everyone's reference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,18 @@ from pipeline.tracking import read_metrics
 
 MARK = "TRIVET_TEST_MARK"
 """Environment variable that every process of a started run inherits, so that none can hide."""
-_FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "ACCELERATE_", "TORCHELASTIC_", "WANDB_", "TRIVET_", "HF_", "PYTHON")
+_FOREIGN = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_",
+    "ACCELERATE_",
+    "TORCHELASTIC_",
+    "WANDB_",
+    "TRIVET_",
+    "HF_",
+    "PYTHON",
+)
 
 
 @dataclass
@@ -143,7 +154,8 @@ class Run:
         """Processes by their part: `supervisor` or `worker`."""
         sign = {"worker": "-m pipeline.worker", "supervisor": "pipeline/run.py"}[role]
         launcher = ("accelerate.commands", "torch.distributed.run")
-        return [pid for pid, line in self.processes().items() if sign in line and not any(l in line for l in launcher)]
+        lines = self.processes().items()
+        return [pid for pid, line in lines if sign in line and not any(name in line for name in launcher)]
 
     @staticmethod
     def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], seconds: float = 240.0) -> Any:
@@ -156,6 +168,13 @@ class Run:
                 return condition()
             time.sleep(0.005)
         raise AssertionError("what was waited for did not come")
+
+    def left_behind(self, seconds: float = 20.0) -> dict[int, str]:
+        """This run's processes that are still alive after a while."""
+        deadline = time.monotonic() + seconds
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return left
 
     def kill_all(self) -> None:
         for pid in self.processes():
@@ -191,13 +210,21 @@ def new_run(tmp_path, caches) -> Iterator[Callable[..., Run]]:
     """Makes runs in a folder of the test's own; whatever they left running is killed in the end."""
     made: list[Run] = []
 
-    def make(name: str = "run", recipe: Path = ROOT / "recipes" / "tiny_dpo.yaml", options: tuple[str, ...] = ()) -> Run:
+    def make(
+        name: str = "run", recipe: Path = ROOT / "recipes" / "tiny_dpo.yaml", options: tuple[str, ...] = ()
+    ) -> Run:
         made.append(Run(tmp_path / "runs" / name, recipe, caches, options))
         return made[-1]
 
     yield make
     for run in made:
         run.kill_all()
+
+
+@pytest.fixture(scope="session")
+def run_in(caches) -> Callable[..., Run]:
+    """Makes runs in folders that outlive a test."""
+    return lambda folder, options=(): Run(folder, ROOT / "recipes" / "tiny_dpo.yaml", caches, options)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Ten kills of one run, each of another process at another point: no help is needed, and not a bit of the result differs."""
+"""Ten kills of one run, at ten points and of all its processes: no help needed, not a bit of the result different."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pipeline.checkpoint import newest_complete
 
 pytestmark = pytest.mark.slow
 SEED = 20
-SECONDS_TO_VANISH = 20.0
 
 
 def moments(run):
@@ -41,14 +40,6 @@ def kill(run, process, role) -> bool:
     return bool(found)
 
 
-def wait_until_gone(run) -> dict[int, str]:
-    """The run's processes that are still alive after a while."""
-    deadline = time.monotonic() + SECONDS_TO_VANISH
-    while (left := run.processes()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
-
-
 def test_ten_kills_no_help_and_not_a_bit_of_difference(new_run, chain):
     run = new_run("killed")
     draw = random.Random(SEED)
@@ -59,7 +50,7 @@ def test_ten_kills_no_help_and_not_a_bit_of_difference(new_run, chain):
         assert process.poll() is None, f"{name}: the run was over before the kill\n{run.said()}"
         assert run.wait_for(lambda process=process, role=role: kill(run, process, role), process), f"{name}: no {role}"
         assert process.wait(60) != 0, name
-        left = wait_until_gone(run)
+        left = run.left_behind()
         assert left == {}, f"{name}: left behind after a kill of the {role}: {left}"
         if role == "worker":
             assert "was killed by SIGKILL" in run.said() and "Traceback" not in said_by_us(run)
@@ -78,7 +69,7 @@ def test_ten_kills_no_help_and_not_a_bit_of_difference(new_run, chain):
 
 def said_by_us(run) -> str:
     """What was printed before the launcher reported the failure in its own way."""
-    return run.said().partition("Traceback (most recent call last):\n  File \"<frozen runpy>\"")[0]
+    return run.said().partition('Traceback (most recent call last):\n  File "<frozen runpy>"')[0]
 
 
 def figures(run, stage):
@@ -94,7 +85,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_bits_are_the_same(ne
     assert run.wait_for(lambda: run.inside("sft-*/checkpoints/checkpoint-4/COMPLETE.json"), process)
     assert kill(run, process, "supervisor")
     process.wait(60)
-    assert wait_until_gone(run) == {}
+    assert run.left_behind() == {}
     [folder] = run.inside("sft-*/checkpoints")
     newest, _ = newest_complete(folder)
     weights = newest / "adapter_model.safetensors"

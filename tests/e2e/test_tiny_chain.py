@@ -65,8 +65,8 @@ def test_results_have_every_promised_figure(chain):
     policies = results["evaluation"]["policies"]
     assert list(policies) == ["base", "sft", "dpo"]
     columns = {
-        "rule_accuracy", "rule_n", "rule_ci95", "score", "score_heldout", "kl_to_reference", "response_tokens", "eos_rate",
-        "perplexity", "win_rate",
+        "rule_accuracy", "rule_n", "rule_ci95", "score", "score_heldout", "kl_to_reference", "response_tokens",
+        "eos_rate", "perplexity", "win_rate",
     }  # fmt: skip
     assert len({frozenset(row) for row in policies.values()}) == 1 and columns <= set(policies["base"])
     assert policies["sft"]["kl_to_reference"] == 0.0 and results["evaluation"]["reference"] == "sft"
@@ -246,7 +246,7 @@ def test_asked_to_stop_it_saves_ends_with_75_and_goes_on_bit_by_bit(new_run, cha
         assert "Traceback" not in run.said()
         stage = name.split()[0]
         assert run.statuses()[stage] in ("interrupted", "done")
-        assert run.processes() == {}
+        assert run.left_behind() == {}
     run.go()
     assert "dpo: going on from step" in run.said()
     for stage in ("sft", "dpo"):

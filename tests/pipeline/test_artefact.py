@@ -283,7 +283,14 @@ def test_names_outside_ascii_and_spaces_survive(folder):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("sha256", "x"), ("chat_template_sha256", "x"), ("vocabulary", 10), ("pad_id", 2), ("stop_ids", (2,)), ("bos_id", None)],
+    [
+        ("sha256", "x"),
+        ("chat_template_sha256", "x"),
+        ("vocabulary", 10),
+        ("pad_id", 2),
+        ("stop_ids", (2,)),
+        ("bos_id", None),
+    ],
 )
 def test_tokenizers_differ_in_exactly_the_field_that_differs(field, value):
     assert TOKENIZER.differences(TOKENIZER) == []

@@ -103,7 +103,7 @@ def test_a_real_kill_in_the_middle_of_many_writes_leaves_one_whole_text(tmp_path
 def test_json_refuses_what_json_cannot_say_and_keeps_the_old_file(tmp_path, value):
     path = tmp_path / "a.json"
     write_json_atomically(path, {"old": 1})
-    with pytest.raises(ValueError, match="(?i)not json compliant|out of range"):
+    with pytest.raises(ValueError, match=r"(?i)not json compliant|out of range"):
         write_json_atomically(path, value)
     with pytest.raises(ValueError):
         sha256_json(value)

@@ -113,7 +113,10 @@ EDITS = {
     "evaluation.prompts": (replace("prompts: 8", "prompts: 9"), LAST),
     "evaluation.max_new_tokens": (replace("max_new_tokens: 8", "max_new_tokens: 9"), LAST),
     "prompts of evaluation": (replace("  chat_template", "  prompts: {from: sft}\n  chat_template"), LAST),
-    "length of evaluation's prompts": (replace("  chat_template", "  prompts: {max_prompt_length: 9}\n  chat_template"), LAST),
+    "length of evaluation's prompts": (
+        replace("  chat_template", "  prompts: {max_prompt_length: 9}\n  chat_template"),
+        LAST,
+    ),
 }
 
 
@@ -165,7 +168,7 @@ def test_a_chat_template_file_counts_by_its_content(here):
 
 def test_a_data_file_that_is_missing_is_said_before_anything_runs(here):
     (here / "data" / "pairs.jsonl").rename(here / "data" / "pars.jsonl")
-    with pytest.raises(DataError, match="did you mean .*pars.jsonl"):
+    with pytest.raises(DataError, match=r"did you mean .*pars.jsonl"):
         nodes_of(here)
 
 
@@ -283,7 +286,7 @@ def test_until_leaves_the_rest(here):
 
 
 def test_only_needs_what_it_stands_on(here):
-    with pytest.raises(RecipeError, match="--only dpo needs stage sft, which is not finished.*--until sft"):
+    with pytest.raises(RecipeError, match=r"--only dpo needs stage sft, which is not finished.*--until sft"):
         supervisor(here, only="dpo").plan()
     assert said(supervisor(here, only="sft").plan())["dpo"] == ("leave", "left out by --only sft")
     seal(nodes_of(here)[0])

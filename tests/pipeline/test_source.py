@@ -183,7 +183,9 @@ def test_a_name_is_resolved_to_its_commit_and_the_commit_is_the_identity(no_netw
             self.sha = sha
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, base, revision, timeout: Info(commits[revision]))
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "model_info", lambda self, base, revision, timeout: Info(commits[revision])
+    )
     first, second = identify("owner/name", None), identify("owner/name", "v2")
     assert (first.revision, second.revision) == ("a" * 40, "b" * 40)
     assert first.fingerprint != second.fingerprint

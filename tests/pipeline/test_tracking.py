@@ -249,7 +249,7 @@ def test_a_library_that_cannot_be_imported_is_no_reason_to_stop(tmp_path, monkey
 
 def test_after_a_failure_the_mirror_stays_off(tmp_path, wandb):
     wandb.failing = "log"
-    tracker, heard = tracked(tmp_path)
+    tracker, _ = tracked(tmp_path)
     tracker.log(2, "train", {"loss": 1.0})
     wandb.failing = ""
     tracker.log(4, "train", {"loss": 1.0})

@@ -1,0 +1,127 @@
+"""Two processes train what one does: same batches, losses and figures; and when one fails, all end, with a word."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline.artefact import open_artefact
+
+pytestmark = pytest.mark.slow
+EACH_STEP = (
+    "--no-reuse",
+    "--set",
+    "evaluation.tasks=[]",
+    "--set",
+    "stages.sft.log_every=1",
+    "--set",
+    "stages.dpo.log_every=1",
+)
+TOLERANCE = 1e-4
+SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, run_in):
+    """The same recipe on one process and on two."""
+    folder = tmp_path_factory.mktemp("ranks")
+    one, two = run_in(folder / "one" / "run", EACH_STEP), run_in(folder / "two" / "run", EACH_STEP)
+    one.go()
+    two.go(launcher="torchrun")
+    return one, two
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_losses_are_those_of_one_process_step_by_step(both, stage):
+    one, two = ([(line["step"], line["value"]) for line in run.lines(stage)] for run in both)
+    assert [step for step, _ in one] == [step for step, _ in two] == list(range(1, len(one) + 1))
+    differences = [abs(a - b) for (_, a), (_, b) in zip(one, two, strict=True)]
+    assert max(differences) < TOLERANCE, f"{one}\n{two}"
+    assert max(value for _, value in one) - min(value for _, value in one) > 10 * TOLERANCE, "losses that could differ"
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_gradients_are_those_of_one_process(both, stage):
+    one, two = ([line["value"] for line in run.lines(stage, "grad_norm")] for run in both)
+    assert two == pytest.approx(one, rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_every_step_sees_the_same_rows(both, stage):
+    """Tokens seen so far, step by step: other rows in a global batch would have other lengths."""
+    one, two = ([line["value"] for line in run.lines(stage, "num_tokens")] for run in both)
+    assert one == two and len(set(one)) == len(one)
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_held_out_figures_are_those_of_one_process(both, stage):
+    one, two = (run.json("results.json")["stages"][stage]["metrics"] for run in both)
+    assert set(one) == set(two)
+    for name in one:
+        assert two[name] == pytest.approx(one[name], abs=TOLERANCE), name
+
+
+def test_two_processes_are_on_record_and_the_key_is_the_same(both):
+    one, two = ([open_artefact(run.folder / stage).manifest for stage in ("sft", "dpo")] for run in both)
+    assert [manifest.world_size for manifest in one + two] == [1, 1, 2, 2]
+    assert [manifest.key for manifest in one] == [manifest.key for manifest in two]
+    assert (both[1].folder / "logs" / "rank1.log").is_file()
+
+
+def test_one_rank_speaks(both):
+    said = both[1].said()
+    assert said.count("sft: starts") == said.count("sft: done") == said.count("dpo: done") == 1
+
+
+def test_bad_data_ends_all_ranks_with_one_sentence(new_run, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"\n')
+    run = new_run(options=("--set", f"data.sft.sources=[{{path: {path}}}]"))
+    process = run.start("torchrun")
+    assert process.wait(120) != 0
+    assert run.said().count(f"{path}:2") == 1, run.said()
+    assert run.outcome()["code"] == 65
+    assert run.left_behind() == {}
+
+
+def of_rank(run, role, rank):
+    """The process id of a rank's supervisor or worker."""
+    for pid in run.pids(role):
+        try:
+            if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                return pid
+        except OSError:
+            continue
+    return None
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker_ends_the_launch_and_the_next_one_goes_on(new_run, rank):
+    run = new_run(options=("--until", "sft", "--set", "stages.sft.epochs=4"))
+    process = run.start("torchrun")
+    assert run.wait_for(lambda: run.inside("sft-*/checkpoints/checkpoint-4/COMPLETE.json"), process), run.said()
+    os.kill(of_rank(run, "worker", rank), signal.SIGKILL)
+    assert process.wait(SECONDS) != 0
+    said = run.said()
+    assert said.count("sft on rank") == 1, said
+    assert f"sft on rank {rank}: the worker was killed by SIGKILL" in said
+    assert run.outcome()["code"] == 1
+    assert run.left_behind() == {}
+    said = run.go(launcher="torchrun")
+    assert "going on from step" in said and run.train_steps("sft") == list(range(2, 33, 2))
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(new_run):
+    """As Slurm or a node's shutdown may do it: only the second rank's supervisor is asked."""
+    run = new_run(options=("--until", "sft", "--set", "stages.sft.epochs=4"))
+    process = run.start("torchrun")
+    assert run.wait_for(lambda: run.inside("sft-*/checkpoints/checkpoint-4/COMPLETE.json"), process), run.said()
+    os.kill(of_rank(run, "supervisor", 1), signal.SIGTERM)
+    assert process.wait(SECONDS) != 0
+    outcome = run.outcome()
+    assert outcome["code"] == 75 and "is saved, run the same command again" in outcome["sentence"]
+    assert run.statuses()["sft"] == "interrupted"
+    assert run.left_behind() == {}
