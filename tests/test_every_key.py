@@ -30,6 +30,9 @@ stages:
   rpo: {kind: dpo, loss_type: rpo}
 """
 
+PLAIN_ROWS = Path(__file__).parent / "data" / "plain_pairs.jsonl"
+"""Pairs whose rows do not name their split, so that the hash of the prompt decides."""
+
 CHANGES: dict[str, str | list[str]] = {
     "name": "name=other",
     "seed": "seed=18",
@@ -70,7 +73,10 @@ for data_set, source in (("sft", "alpaca_sample"), ("preference", "preference_sa
     CHANGES |= {
         f"data.{data_set}.sources": f"data.{data_set}.sources=[{{path: builtin:{source}, limit: 4}}]",
         f"data.{data_set}.max_length": f"data.{data_set}.max_length=150",
-        f"data.{data_set}.eval_fraction": f"data.{data_set}.eval_fraction=0.3",
+        f"data.{data_set}.eval_fraction": [
+            f"data.{data_set}.sources=[{{path: {PLAIN_ROWS}}}]",
+            f"data.{data_set}.eval_fraction=0.6",
+        ],
         f"data.{data_set}.eval_limit": f"data.{data_set}.eval_limit=3",
         f"data.{data_set}.sources[].path": f"data.{data_set}.sources.0.path=builtin:missing",
         f"data.{data_set}.sources[].format": f"data.{data_set}.sources.0.format=hh",
@@ -117,17 +123,20 @@ def seen_by_default(tiny_folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", sorted(CHANGES))
 def test_a_changed_key_changes_the_run(path: str, tiny_folder: Path, seen_by_default: dict[str, Any]) -> None:
-    change = CHANGES[path]
+    change = [CHANGES[path]] if isinstance(CHANGES[path], str) else [*CHANGES[path]]
     if path.endswith("precision"):
         first, second = (_effects([one], tiny_folder) for one in change)
-    elif path.endswith(("revision", "split")):
-        plain = [
-            one.replace(", revision: v1", "").replace(", split: test", "") for one in change if "model.rev" not in one
-        ]
-        first, second = _effects(plain, tiny_folder), _effects(list(change), tiny_folder)
+    elif path.endswith(("revision", "split", "eval_fraction")):
+        first, second = _effects(_without(path, change), tiny_folder), _effects(change, tiny_folder)
     else:
-        first, second = seen_by_default, _effects([change] if isinstance(change, str) else change, tiny_folder)
+        first, second = seen_by_default, _effects(change, tiny_folder)
     assert first != second
+
+
+def _without(path: str, change: list[str]) -> list[str]:
+    """The same change without the key itself: what it has to differ from."""
+    plain = [one.replace(", revision: v1", "").replace(", split: test", "") for one in change]
+    return [one for one in plain if not one.startswith(f"{path}=")]
 
 
 def test_an_equal_recipe_has_equal_effects(tiny_folder: Path, seen_by_default: dict[str, Any]) -> None:
