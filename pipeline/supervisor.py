@@ -196,9 +196,10 @@ class Supervisor:
             base=base,
             base_folder=str(base_folder),
         )
-        order = {"do": "run", "assignment": assignment.to_json(), "port": free_port()}
+        port = free_port()
+        order = {"do": "run", "assignment": assignment.to_json(), "port": port}
         self._peers.agree(order)
-        outcome = self._work(assignment, order["port"])
+        outcome = self._work(assignment, port)
         self._asked_to_stop = bool(outcome.get("asked"))
         if outcome["code"]:
             stopped = outcome["code"] == PreemptedError.exit_code

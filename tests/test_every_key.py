@@ -1,6 +1,6 @@
 """Every key of a recipe is read by something: changing it changes what a run would do.
 
-A key that nothing reads is the worst kind of bug here, as a user believes it. For each key of the schema the table below
+A key that nothing reads is the worst kind of bug here: a user believes it. For each key of the schema the table below
 holds a change, and the test asserts that the change shows in what the pipeline would hand to the libraries and to the
 file system: trainer arguments, adapter and model options, encoded rows, prompts and sampling of the evaluation, W&B's
 options, the run directory. A new key without a line here fails.

@@ -111,13 +111,13 @@ def _build_smollm2(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # As shipped pad equals eos, and then no mask can be told from the ids by anyone downstream.
     tokenizer.pad_token = "<|endoftext|>"
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     # The weights are plain float32 by now; while these marks stand, save_pretrained refuses.
+    model.is_quantized = False
     for mark in ("hf_quantizer", "quantization_method"):
         if hasattr(model, mark):
             delattr(model, mark)
-    model.is_quantized = False
     del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -166,6 +166,6 @@ def _build_tiny(folder: Path) -> None:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_TINY["seed"])
-        model = LlamaForCausalLM(config).to(torch.float32)
+        model: Any = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

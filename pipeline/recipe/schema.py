@@ -160,7 +160,7 @@ class DpoSettings(StageSettings):
     learning_rate: PositiveFloat = Field(5.0e-5, description="Peak learning rate (use about 5e-7 without an adapter).")
     policy: StageName | None = Field(
         None,
-        description="Earlier stage, or `base`, to start from; also the reference (default: the last SFT, else the base).",
+        description="Earlier stage, or `base`, to start from, and the reference (default: last SFT, else the base).",
     )
     beta: PositiveFloat = Field(0.1, description="Strength of the pull towards the reference.")
     loss_type: DpoLoss = Field("sigmoid", description="Loss; `rpo` adds the chosen answer's negative log-likelihood.")

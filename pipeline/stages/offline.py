@@ -31,7 +31,7 @@ class CommittedTrainer(Trainer):
     """Mixin for a library trainer: checkpoints count only once committed, values that are not finite stop the run."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
+        folder = Path(str(self.args.output_dir))
         saved = folder / f"checkpoint-{self.state.global_step}"
         with full_disk_named(folder):
             super()._save_checkpoint(model, trial)
