@@ -20,8 +20,9 @@ from evaluation.report.words import Sentence, findings, outcome_of, state
 
 _STYLES = {"better": "green", "worse": "red", "unsure": "yellow", "running": "yellow", "failed": "bold red"}
 
-
 _GAP = 2
+_RULE = 1
+"""The box puts a column of blanks of its own between two columns."""
 
 
 def print_summary(run_dir: Path, console: Console | None = None) -> None:
@@ -62,7 +63,7 @@ def _tables(run: Run, console: Console) -> list[Table]:
     """One table where the width allows it, else several with the policies repeated: no column is squeezed or cut."""
     names = ["policy", *run.policies]
     columns = [_column(run, measure) for measure in measured(run.policies.values())]
-    room = console.width - max(map(len, names)) - 2 * _GAP
+    room = console.width - max(map(len, names)) - _GAP
     return [_table(console, [names, *group]) for group in _split(columns, room)]
 
 
@@ -93,7 +94,7 @@ def _split(columns: list[list[str]], room: int) -> list[list[list[str]]]:
 
 
 def _width(columns: list[list[str]]) -> int:
-    return sum(max(len(line) for text in column for line in text.split("\n")) + _GAP for column in columns)
+    return sum(max(len(line) for text in column for line in text.split("\n")) + _GAP + _RULE for column in columns)
 
 
 def _table(console: Console, columns: list[list[str]]) -> Table:

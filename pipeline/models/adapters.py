@@ -55,9 +55,11 @@ def attach_trained(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Wrap the base with a trainable copy of an earlier stage's adapter."""
     from peft import PeftModel
 
-    return cast(
-        "PeftModel", PeftModel.from_pretrained(_prepared(model), folder, adapter_name=TRAINED, is_trainable=True)
-    )
+    base_folder = model.name_or_path
+    wrapped = PeftModel.from_pretrained(_prepared(model), folder, adapter_name=TRAINED, is_trainable=True)
+    # Every save looks the base up by this name; the recipe's name could send it to the hub.
+    wrapped.peft_config[TRAINED].base_model_name_or_path = base_folder
+    return cast("PeftModel", wrapped)
 
 
 def attach_frozen(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:
@@ -90,7 +92,7 @@ def save(model: PeftModel, folder: Path, base_name: str) -> None:
 
     The configuration names the base as the recipe does, not the folder where this machine happened to find it.
     """
-    model.save_pretrained(str(folder), selected_adapters=[TRAINED], safe_serialization=True)
+    model.save_pretrained(str(folder), selected_adapters=[TRAINED], save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     config = read_json(folder / "adapter_config.json")
     config["base_model_name_or_path"] = base_name

@@ -128,8 +128,15 @@ def dpo(sft, tiny_folder, tmp_path) -> Any:
         train_dataset=Dataset.from_list([_row(row) for row in PAIRS]),
         processing_class=policy.tokenizer,
     )
-    judge = _Judge(policy, None, SETTINGS, "fp32", context)
+    judge = judge_of(policy, None, "fp32", context)
     return SimpleNamespace(context=context, policy=policy, model=policy.model, trainer=trainer, judge=judge)
+
+
+def judge_of(policy: Policy, reference: Any, precision: str, context: Any) -> _Judge:
+    """The stage's own judge of held-out pairs, as `run` makes it."""
+    size = 2 * SETTINGS.per_device_batch_size
+    scorer = Scorer(policy.model, policy.description.pad_id, size, precision, context.ranks)
+    return _Judge(policy, reference, scorer, SETTINGS.beta, context)
 
 
 def of_reference(model: Any) -> list[float]:
@@ -163,7 +170,7 @@ def test_in_bfloat16_too(sft, tiny_folder, tmp_path):
     }
     assert dtypes == {REFERENCE: {torch.float32}, "default": {torch.float32}}
     assert next(iter(parameters(policy.model, "").values())).dtype == torch.bfloat16
-    before = _Judge(policy, None, SETTINGS, "bf16", context).reference_and_margins(PAIRS)
+    before = judge_of(policy, None, "bf16", context).reference_and_margins(PAIRS)
     assert before["margins"] == [0.0, 0.0, 0.0]
     assert before["reference"] == pytest.approx(sft.scores, rel=1e-2)
     assert before["reference"] != sft.scores
@@ -243,7 +250,7 @@ def test_full_fine_tuning_has_a_second_frozen_model(tiny_folder, tmp_path):
         for parameter in started.model.parameters():
             parameter.mul_(1.5)
     assert scores(reference) == before != scores(started.model)
-    judge = _Judge(started, reference, SETTINGS, "fp32", context)
+    judge = judge_of(started, reference, "fp32", context)
     assert judge.reference_and_margins(PAIRS)["reference"] == before
 
 
