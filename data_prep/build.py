@@ -87,7 +87,7 @@ def encode(records: Sequence[R], encoder: Callable[[R], E], report: dict[str, An
         except UnusableRow as reason:
             dropped[str(reason)] += 1
     report["dropped"] = dict(dropped)
-    report["prompts_cut"] = report.get("prompts_cut", 0) + sum(row.prompt_cut for row in rows)  # type: ignore[attr-defined]
+    report["prompts_truncated"] = report.get("prompts_truncated", 0) + sum(row.prompt_cut for row in rows)  # type: ignore[attr-defined]
     return EncodedSet(kept, rows)
 
 

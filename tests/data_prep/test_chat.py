@@ -628,7 +628,7 @@ def test_what_a_template_refuses_is_counted():
     found = encode(records, lambda record: formatter.demonstration(record, 50), report)
     assert found.records == records[:1]
     assert report["dropped"] == {"duplicate": 2, "template_refuses": 2, "control_token": 1, "answer_too_long": 1}
-    assert report["prompts_cut"] == 0
+    assert report["prompts_truncated"] == 0
     refused = PreferencePair(prompt=turns("Hi", system="Be brief"), chosen="Yo", rejected="No", origin=ORIGIN)
     assert reason(formatter.pair, refused, 1000) == "template_refuses"
 
