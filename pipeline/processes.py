@@ -115,6 +115,15 @@ def launched_by_a_launcher() -> bool:
     return any(name in parent for name in _LAUNCHERS)
 
 
+def _said_to_the_launcher(name: str) -> bool:
+    """Whether a variable stood in the launcher's own environment, set by the user and not by the launcher."""
+    try:
+        variables = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return name in os.environ
+    return any(variable.startswith(f"{name}=".encode()) for variable in variables)
+
+
 def _environment() -> dict[str, str]:
     """The environment of every process we start: our modules found, the libraries quiet and repeatable."""
     return dict(
@@ -134,6 +143,10 @@ def _environment() -> dict[str, str]:
 
 def _worker_environment(port: int, assignment: Assignment) -> dict[str, str]:
     environment = _environment()
+    if launched_by_a_launcher() and not _said_to_the_launcher("OMP_NUM_THREADS"):
+        # Launchers write 1 where nobody said anything, which leaves all but one core of a process idle.
+        local_ranks = int(environment.get("LOCAL_WORLD_SIZE", 1))
+        environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // local_ranks))
     if "RANK" in environment:
         environment["MASTER_PORT"] = str(port)
     if assignment.settings.get("stage", {}).get("deepspeed") == "none":
