@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from data_prep.chat import ChatFormatter, EncodedDemonstration, EncodedPair, UnusableRow
 from data_prep.clean import drop_duplicates, limit_records, mix
@@ -21,7 +21,17 @@ from pipeline.errors import DataError
 from pipeline.recipe.schema import DataSetSettings, DataSettings, SourceSettings
 
 R = TypeVar("R", Demonstration, PreferencePair, Prompt)
-E = TypeVar("E")
+
+
+class Encoded(Protocol):
+    """What every encoded row can say."""
+
+    @property
+    def prompt_cut(self) -> bool:
+        """Whether the beginning of its prompt was cut off to fit."""
+
+
+E = TypeVar("E", bound=Encoded)
 
 EVALUATION_SEED = 0
 """Held-out rows are chosen alike whatever the recipe's seed, so that runs which differ by seed are comparable."""
@@ -87,7 +97,7 @@ def encode(records: Sequence[R], encoder: Callable[[R], E], report: dict[str, An
         except UnusableRow as reason:
             dropped[str(reason)] += 1
     report["dropped"] = dict(dropped)
-    report["prompts_truncated"] = report.get("prompts_truncated", 0) + sum(row.prompt_cut for row in rows)  # type: ignore[attr-defined]
+    report["prompts_truncated"] = report.get("prompts_truncated", 0) + sum(row.prompt_cut for row in rows)
     return EncodedSet(kept, rows)
 
 

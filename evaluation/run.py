@@ -7,11 +7,11 @@ Takes: all policies of the run and the held-out part of its data. Gives: `answer
 from __future__ import annotations
 
 import json
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from data_prep.build import encode, encode_demonstrations, held_out_prompts, without_seen
-from data_prep.chat import ChatFormatter
+from data_prep.chat import ChatFormatter, EncodedDemonstration
 from data_prep.clean import limit_records
 from data_prep.records import Prompt
 from evaluation.generate import Generator, Progress
@@ -175,15 +175,18 @@ class _Evaluation:
         kept = self._kept(f"answers-{name}", name, compute)
         return [Answered.from_list(values) for values in kept["answers"]]
 
-    def _perplexity(self, name: str) -> dict[str, Any]:
+    @cached_property
+    def _held_out(self) -> list[EncodedDemonstration]:
+        """Held-out demonstrations whose prompts no policy was trained on."""
         _, held_out, _ = encode_demonstrations(self._recipe.data, self._formatter, self._recipe.seed)
-        records = {id(record) for record in without_seen(held_out.records, self._seen)}
-        rows = [row for record, row in zip(held_out.records, held_out.rows, strict=True) if id(record) in records]
-        if not rows:
+        unseen = {id(record) for record in without_seen(held_out.records, self._seen)}
+        return [row for record, row in zip(held_out.records, held_out.rows, strict=True) if id(record) in unseen]
+
+    def _perplexity(self, name: str) -> dict[str, Any]:
+        if not self._held_out:
             return {}
         with self.policies.use(name) as model:
-            scorer = self._scorer(model)
-            return perplexity_row(scorer, rows, self._progress(f"perplexity of {name}"))
+            return perplexity_row(self._scorer(model), self._held_out, self._progress(f"perplexity of {name}"))
 
     def _kl(self, name: str) -> dict[str, Any]:
         prompts = [ids for _, ids in self._chosen[: self._recipe.evaluation.kl_prompts]]

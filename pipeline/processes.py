@@ -133,7 +133,6 @@ def _environment() -> dict[str, str]:
         PYTHONHASHSEED="0",
         PYTHONUNBUFFERED="1",
         TOKENIZERS_PARALLELISM="false",
-        TRL_EXPERIMENTAL_SILENCE="1",
         HF_HUB_DISABLE_TELEMETRY="1",
         TRANSFORMERS_NO_ADVISORY_WARNINGS="1",
         TORCHELASTIC_USE_AGENT_STORE="False",

@@ -6,7 +6,7 @@ vetted setting; a recipe states only differences. Pure pydantic: relations betwe
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,14 +15,11 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 
-DPO_LOSSES = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sigmoid_norm", "rpo",
-)  # fmt: skip
 DpoLoss = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sigmoid_norm", "rpo",
 ]  # fmt: skip
+DPO_LOSSES: tuple[str, ...] = get_args(DpoLoss)
 EvaluationTask = Literal["perplexity", "preference", "kl", "rules"]
 
 
