@@ -40,7 +40,8 @@ from pipeline.context import (
 from pipeline.errors import PreemptedError
 from pipeline.models.load import describe_tokenizer, device, load_tokenizer
 from pipeline.recipe.lineage import policy_of
-from pipeline.recipe.schema import DpoSettings, Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.stage_settings import DpoSettings
 from pipeline.runtime import resolve_precision
 
 READABLE_PROMPTS = 24

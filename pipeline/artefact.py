@@ -83,7 +83,7 @@ class Manifest(_Record):
     """Everything that is to be known of an artefact."""
 
     schema_version: int = SCHEMA_VERSION
-    kind: Literal["policy", "evaluation"]
+    kind: Literal["policy", "reward_model", "evaluation"]
     stage: str
     stage_kind: str
     key: str

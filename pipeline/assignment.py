@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.models.source import BaseIdentity
+from pipeline.reward_function import RewardFunction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class Assignment:
     base_folder: str
     console: int | None = None
     """File descriptor of the terminal, on the rank that speaks."""
+    reward_function: RewardFunction | None = None
+    """The user's own reward, where the command line names one."""
     exit_file: str = ""
     """Where to leave the exit code and sentence."""
 
@@ -39,4 +42,5 @@ class Assignment:
     def from_json(cls, text: str) -> Assignment:
         """Read what `to_json` wrote."""
         values = json.loads(text)
-        return cls(**{**values, "base": BaseIdentity(**values["base"])})
+        function = values["reward_function"] and RewardFunction(**values["reward_function"])
+        return cls(**{**values, "base": BaseIdentity(**values["base"]), "reward_function": function})

@@ -72,6 +72,11 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
         help="change a key, such as stages.dpo.beta=0.2; VALUE is YAML (repeatable)",
     )  # fmt: skip
+    parser.add_argument(
+        "--reward",
+        metavar="FILE:FUNCTION",
+        help="your own reward for PPO, called with prompts and answers",
+    )
     parser.add_argument("--output-dir", metavar="DIR", help="run directory (default: runs/<name>)")
     parser.add_argument("--store", metavar="DIR", help="folder of shared artefacts (default: .store beside the run)")
 
@@ -140,11 +145,13 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 def _supervisor(options: argparse.Namespace, ranks: Ranks, console: Console) -> Supervisor:
-    from pipeline.recipe import check_batches, load_recipe
+    from pipeline import reward_function
+    from pipeline.recipe import check_batches, check_reward_function, load_recipe
     from pipeline.supervisor import RunOptions, Supervisor
 
     loaded = load_recipe(Path(options.recipe), options.overrides, output_dir=options.output_dir)
     check_batches(loaded.recipe, ranks.world_size, loaded.places)
+    check_reward_function(loaded.recipe, options.reward, loaded.places)
     options.run_dir = loaded.output_dir
     chosen = RunOptions(
         only=getattr(options, "only", None),
@@ -153,6 +160,7 @@ def _supervisor(options: argparse.Namespace, ranks: Ranks, console: Console) -> 
         store=options.store,
         reuse=not getattr(options, "no_reuse", False),
         in_process=getattr(options, "in_process", False),
+        reward_function=reward_function.find(options.reward) if options.reward else None,
     )
     return Supervisor(loaded, chosen, ranks, console)
 

@@ -13,6 +13,7 @@ from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import TrivetError
 from pipeline.models.source import BaseIdentity
 from pipeline.recipe.schema import Recipe
+from pipeline.reward_function import RewardFunction
 from pipeline.runtime import Ranks, StopRequest, barrier
 from pipeline.tracking import Tracker
 
@@ -38,6 +39,8 @@ class StageContext:
     stop: StopRequest
     console: Console
     tracker: Tracker
+    reward_function: RewardFunction | None = None
+    """The user's own reward, where the command line names one."""
 
     @property
     def checkpoints(self) -> Path:

@@ -17,13 +17,17 @@ from data_prep.fingerprint import source_fingerprint
 from data_prep.templates import template_text
 from pipeline import artefact
 from pipeline.durable import sha256_json
-from pipeline.models.source import BaseIdentity
-from pipeline.recipe.lineage import policy_of, used_data
-from pipeline.recipe.schema import DataSetSettings, DpoSettings, Recipe
+from pipeline.models.source import BaseIdentity, identify
+from pipeline.recipe.lineage import parents_of, reward_role, reward_sources, used_data
+from pipeline.recipe.schema import DataSetSettings, Recipe
+from pipeline.recipe.stage_settings import FUNCTION, RULES, DpoSettings, PpoSettings, RewardSource
+from pipeline.reward_function import RewardFunction
 
-ALGORITHM_VERSIONS = {"sft": 1, "dpo": 1, "evaluation": 1}
+ALGORITHM_VERSIONS = {"sft": 1, "reward": 1, "ppo": 1, "dpo": 1, "evaluation": 1}
 """Raised when a change of ours changes a kind's results, so that older artefacts are not taken for new ones."""
 EVALUATION = "evaluation"
+_NOT_IN_KEYS = {"policy", "init", "reward_model", "rewards", "gate"}
+"""Names of earlier stages, whose keys count instead, and what decides whether a stage runs, not what it makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +54,14 @@ class Decision:
     reason: str
 
 
-def make_nodes(recipe: Recipe, base: BaseIdentity, store: Path) -> list[Node]:
+def make_nodes(recipe: Recipe, base: BaseIdentity, store: Path, function: RewardFunction | None = None) -> list[Node]:
     """The nodes of a recipe in the order in which they run.
 
     Args:
         recipe: validated.
         base: identity of the base model.
         store: folder that holds the artefacts.
+        function: the user's own reward, where the command line names one.
 
     Raises:
         DataError, SourceUnreachableError: a data source is missing or out of reach.
@@ -64,10 +69,8 @@ def make_nodes(recipe: Recipe, base: BaseIdentity, store: Path) -> list[Node]:
     prints = _data_fingerprints(recipe)
     nodes: dict[str, Node] = {}
     for name in recipe.stages:
-        earlier = policy_of(recipe, name)
-        role = "policy" if isinstance(recipe.stages[name], DpoSettings) else "init"
-        parents = {role: earlier} if earlier is not None else {}
-        settings = _stage_settings(recipe, name, base, prints)
+        parents = parents_of(recipe, name)
+        settings = _stage_settings(recipe, name, base, prints, function)
         nodes[name] = _node(name, recipe.stages[name].kind, settings, parents, nodes, store)
     if recipe.evaluation.tasks:
         parents = {name: name for name in recipe.stages}
@@ -134,14 +137,34 @@ def _node(
     return Node(name, kind, key, settings, parents, store / f"{kind}-{key[:16]}")
 
 
-def _stage_settings(recipe: Recipe, name: str, base: BaseIdentity, prints: dict[str, list[str]]) -> dict[str, Any]:
-    which = used_data(recipe, name)
-    return {
-        "stage": recipe.stages[name].model_dump(mode="json", exclude={"policy", "init"}),
+def _stage_settings(
+    recipe: Recipe, name: str, base: BaseIdentity, prints: dict[str, list[str]], function: RewardFunction | None
+) -> dict[str, Any]:
+    stage = recipe.stages[name]
+    settings = {
+        "stage": stage.model_dump(mode="json", by_alias=True, exclude=_NOT_IN_KEYS),
         "seed": recipe.seed,
         **_common_settings(recipe, base),
-        "data": {which: _data_settings(recipe, which, prints)},
+        "data": {which: _data_settings(recipe, which, prints) for which in used_data(recipe, name)},
     }
+    if isinstance(stage, PpoSettings):
+        settings["prompts"] = recipe.data.prompts.model_dump(mode="json", by_alias=True)
+        sources = enumerate(reward_sources(recipe, name))
+        settings["rewards"] = [_reward_settings(recipe, index, source, function) for index, source in sources]
+    return settings
+
+
+def _reward_settings(
+    recipe: Recipe, index: int, source: RewardSource, function: RewardFunction | None
+) -> dict[str, Any]:
+    """What of a reward determines its scores: a stage's key is among the parents' already, others are content."""
+    if source.from_ in recipe.stages:
+        return {"parent": reward_role(index), "weight": source.weight}
+    if source.from_ == FUNCTION:
+        return {"function": function.sha256 if function else None, "weight": source.weight}
+    if source.from_ == RULES:
+        return {"rules": True, "weight": source.weight}
+    return {"model": identify(source.from_, None, "a reward's `from`").fingerprint, "weight": source.weight}
 
 
 def _evaluation_settings(recipe: Recipe, base: BaseIdentity, prints: dict[str, list[str]]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from pipeline.plan import ALGORITHM_VERSIONS, Decision, Node, decide, make_nodes
 from pipeline.processes import StageFailed, prepare_base, run_worker
 from pipeline.recipe import LoadedRecipe
 from pipeline.results import write_results
+from pipeline.reward_function import RewardFunction
 from pipeline.runtime import Ranks, library_versions
 
 _FOLLOWER_SECONDS = 2.0
@@ -43,6 +44,7 @@ class RunOptions:
     store: str | None = None
     reuse: bool = True
     in_process: bool = False
+    reward_function: RewardFunction | None = None
 
 
 class Supervisor:
@@ -82,13 +84,13 @@ class Supervisor:
         """What a run would do now, without doing it."""
         self._require_stage_names()
         base = identify(self._recipe.model.base, self._recipe.model.revision)
-        return self._decide(make_nodes(self._recipe, base, self._store()))
+        return self._decide(make_nodes(self._recipe, base, self._store(), self._options.reward_function))
 
     def _lead(self) -> None:
         base = identify(self._recipe.model.base, self._recipe.model.revision)
         revision = f" at {base.revision[:12]}" if base.revision else ""
         self._console.say(f"base model {base.name}{revision} ({base.fingerprint[:12]})")
-        nodes = make_nodes(self._recipe, base, self._store())
+        nodes = make_nodes(self._recipe, base, self._store(), self._options.reward_function)
         decisions = self._decide(nodes)
         write_text_atomically(self._folder / "recipe.yaml", self._loaded.resolved_yaml())
         ledger = Ledger(self._folder, self._recipe.name, sys.argv, library_versions())
@@ -195,6 +197,7 @@ class Supervisor:
             parents={role: str(by_name[name].folder) for role, name in node.parents.items()},
             base=base,
             base_folder=str(base_folder),
+            reward_function=self._options.reward_function,
         )
         port = free_port()
         order = {"do": "run", "assignment": assignment.to_json(), "port": port}

@@ -19,6 +19,7 @@ import traceback
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 from pipeline import artefact
 from pipeline.artefact import Artefact, BaseModelEntry, Manifest, ParentEntry
@@ -40,7 +41,15 @@ from pipeline.runtime import (
 )
 from pipeline.tracking import SilentTracker, Tracker, WandbMirror
 
-_STAGES = {"sft": "pipeline.stages.sft", "dpo": "pipeline.stages.dpo", "evaluation": "evaluation.run"}
+_STAGES = {
+    "sft": "pipeline.stages.sft",
+    "reward": "pipeline.stages.reward",
+    "ppo": "pipeline.stages.ppo",
+    "dpo": "pipeline.stages.dpo",
+    "evaluation": "evaluation.run",
+}
+_KINDS = {"reward": "reward_model", "evaluation": "evaluation"}
+"""What a stage of each kind leaves, where that is not a policy."""
 _PREDECESSOR_SECONDS = 60.0
 """How long to wait for a worker of a killed run to be gone."""
 
@@ -123,6 +132,7 @@ def _run_alone(assignment: Assignment, stop: StopRequest, console: Console, rank
         stop=stop,
         console=console,
         tracker=tracker,
+        reward_function=assignment.reward_function,
     )
     seed_everything(recipe.seed)
     stage: Stage = importlib.import_module(_STAGES[assignment.kind]).run
@@ -169,7 +179,7 @@ def _seal(
     assignment: Assignment, context: StageContext, result: StageResult, parents: dict[str, Artefact], seconds: float
 ) -> None:
     manifest = Manifest(
-        kind="evaluation" if assignment.kind == "evaluation" else "policy",
+        kind=cast(Any, _KINDS.get(assignment.kind, "policy")),
         stage=assignment.stage,
         stage_kind=assignment.kind,
         key=assignment.key,

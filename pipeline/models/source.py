@@ -31,8 +31,8 @@ class BaseIdentity:
     """SHA-256 over the files, or over the hub id and commit that fix them."""
 
 
-def identify(base: str, revision: str | None) -> BaseIdentity:
-    """Find out which model a recipe's `model.base` means, without loading it.
+def identify(base: str, revision: str | None, where: str = "model.base") -> BaseIdentity:
+    """Find out which model a recipe's `model.base`, or another key of it, means, without loading it.
 
     Raises:
         SourceUnreachableError: no such builtin, folder or reachable hub model; the message says what to type.
@@ -41,11 +41,11 @@ def identify(base: str, revision: str | None) -> BaseIdentity:
         return BaseIdentity(base, None, builtin.fingerprint(base))
     folder = Path(base).expanduser()
     if folder.is_dir():
-        _require_model_files(folder)
+        _require_model_files(folder, where)
         return BaseIdentity(base, None, _folder_fingerprint(folder))
     if _looks_like_path(base):
-        raise SourceUnreachableError(f"model.base: folder {base} does not exist{_near(folder)}")
-    commit = _hub_commit(base, revision)
+        raise SourceUnreachableError(f"{where}: folder {base} does not exist{_near(folder)}")
+    commit = _hub_commit(base, revision, where)
     return BaseIdentity(base, commit, hashlib.sha256(f"{base}@{commit}".encode()).hexdigest())
 
 
@@ -75,19 +75,19 @@ def materialise(identity: BaseIdentity) -> Path:
         raise _hub_error(identity.name, identity.revision, error) from error
 
 
-def _require_model_files(folder: Path) -> None:
+def _require_model_files(folder: Path, where: str) -> None:
     if not (folder / "config.json").is_file():
-        raise SourceUnreachableError(f"model.base: folder {folder} has no config.json; is it a transformers model?")
+        raise SourceUnreachableError(f"{where}: folder {folder} has no config.json; is it a transformers model?")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise SourceUnreachableError(
-            f"model.base: folder {folder} has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}); save it there "
+            f"{where}: folder {folder} has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}); save it there "
             "with `AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained(FOLDER)`"
         )
     if not list(folder.glob("*.safetensors")):
         found = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"})
         what = f"only {', '.join(found)}, which can run code when loaded" if found else "no weights"
         raise SourceUnreachableError(
-            f"model.base: folder {folder} has no .safetensors file ({what}); convert it with "
+            f"{where}: folder {folder} has no .safetensors file ({what}); convert it with "
             "`AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)` on a machine you trust"
         )
 
@@ -111,7 +111,7 @@ def _near(folder: Path) -> str:
     return f"; did you mean {parent / close[0]}?" if close else "; a hub id has the form owner/name"
 
 
-def _hub_commit(base: str, revision: str | None) -> str:
+def _hub_commit(base: str, revision: str | None, where: str) -> str:
     """The commit a hub id stands for: asked of the hub, or read from the local cache when offline."""
     import huggingface_hub
     from huggingface_hub import constants
@@ -122,11 +122,11 @@ def _hub_commit(base: str, revision: str | None) -> str:
         except Exception as error:
             cached = _cached_commit(base, revision)
             if cached is None:
-                raise _hub_error(base, revision, error) from error
+                raise _hub_error(base, revision, error, where) from error
             return cached
     cached = _cached_commit(base, revision)
     if cached is None:
-        raise _hub_error(base, revision, None)
+        raise _hub_error(base, revision, None, where)
     return cached
 
 
@@ -137,7 +137,9 @@ def _cached_commit(base: str, revision: str | None) -> str | None:
     return Path(found).parent.name if isinstance(found, str) else None
 
 
-def _hub_error(base: str, revision: str | None, error: Exception | None) -> SourceUnreachableError:
+def _hub_error(
+    base: str, revision: str | None, error: Exception | None, where: str = "model.base"
+) -> SourceUnreachableError:
     """Say which of gated, not found, offline or no network it is, and the command that would cure it."""
     kind = type(error).__name__ if error is not None else ""
     command = f"hf download {base}" + (f" --revision {revision}" if revision else "")
@@ -150,6 +152,6 @@ def _hub_error(base: str, revision: str | None, error: Exception | None) -> Sour
     else:
         why = f"the hub cannot be reached from here ({kind}) and it is not in the local cache"
     return SourceUnreachableError(
-        f"model.base: {base} is not available: {why}. With a network, `{command}` fetches it; a folder copied from "
-        "another machine works as model.base too"
+        f"{where}: {base} is not available: {why}. With a network, `{command}` fetches it; a folder copied from "
+        "another machine works too"
     )

@@ -4,27 +4,31 @@ Reading order: `schema` (what can be said), `source` (YAML to data and lines), `
 """
 
 from pipeline.recipe.batch import accumulation_steps
-from pipeline.recipe.checks import check_batches, check_recipe, ds_config_file
+from pipeline.recipe.checks import check_batches, check_recipe, check_reward_function, ds_config_file
 from pipeline.recipe.json_schema import recipe_json_schema
-from pipeline.recipe.lineage import policy_of, prompts_from, reference_of, used_data
+from pipeline.recipe.lineage import parents_of, policy_of, prompts_from, reference_of, reward_sources, used_data
 from pipeline.recipe.load import LoadedRecipe, load_recipe, loads_recipe
 from pipeline.recipe.places import Problem
 from pipeline.recipe.resolved import to_yaml
 from pipeline.recipe.schema import (
-    STAGE_KINDS,
     AdapterSettings,
     DataSetSettings,
     DataSettings,
-    DpoSettings,
     EvaluationSettings,
     ModelSettings,
     PromptSettings,
     Recipe,
-    SftSettings,
     SourceSettings,
-    StageSettings,
     TrackingSettings,
     WandbSettings,
+)
+from pipeline.recipe.stage_settings import (
+    STAGE_KINDS,
+    DpoSettings,
+    PpoSettings,
+    RewardSettings,
+    SftSettings,
+    StageSettings,
 )
 
 __all__ = [
@@ -36,9 +40,11 @@ __all__ = [
     "EvaluationSettings",
     "LoadedRecipe",
     "ModelSettings",
+    "PpoSettings",
     "Problem",
     "PromptSettings",
     "Recipe",
+    "RewardSettings",
     "SftSettings",
     "SourceSettings",
     "StageSettings",
@@ -47,13 +53,16 @@ __all__ = [
     "accumulation_steps",
     "check_batches",
     "check_recipe",
+    "check_reward_function",
     "ds_config_file",
     "load_recipe",
     "loads_recipe",
+    "parents_of",
     "policy_of",
     "prompts_from",
     "recipe_json_schema",
     "reference_of",
+    "reward_sources",
     "to_yaml",
     "used_data",
 ]

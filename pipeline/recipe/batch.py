@@ -5,7 +5,13 @@ from __future__ import annotations
 from pipeline.errors import RecipeError
 
 
-def accumulation_steps(global_batch_size: int, per_device_batch_size: int, world_size: int, where: str) -> int:
+def accumulation_steps(
+    global_batch_size: int,
+    per_device_batch_size: int,
+    world_size: int,
+    where: str,
+    name: str = "global_batch_size",
+) -> int:
     """Forward passes per optimiser step on each process: global / (per device x processes), exactly.
 
     Args:
@@ -13,6 +19,7 @@ def accumulation_steps(global_batch_size: int, per_device_batch_size: int, world
         per_device_batch_size: rows per forward pass on one process.
         world_size: number of processes.
         where: the recipe path named in the error, such as `stages.sft`.
+        name: the key that says the rows per step.
 
     Raises:
         RecipeError: the division leaves a remainder; the message names the three numbers and values that would do.
@@ -25,9 +32,9 @@ def accumulation_steps(global_batch_size: int, per_device_batch_size: int, world
     advice = (
         f"set per_device_batch_size to one of {', '.join(map(str, fits))}"
         if fits
-        else f"set global_batch_size to a multiple of {world_size}"
+        else f"set {name} to a multiple of {world_size}"
     )
     raise RecipeError(
-        f"{where}: global_batch_size {global_batch_size} is not a multiple of per_device_batch_size "
+        f"{where}: {name} {global_batch_size} is not a multiple of per_device_batch_size "
         f"{per_device_batch_size} x {world_size} process{'es' if world_size > 1 else ''} = {rows_per_pass}; {advice}"
     )

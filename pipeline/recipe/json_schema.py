@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.recipe.schema import STAGE_KINDS, Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.stage_settings import STAGE_KINDS
 from pipeline.recipe.vocabulary import is_block, keys_of, members, schema_keys
 
 STAGE_NAME = r"^[a-z][a-z0-9_]{0,39}$"

@@ -1,13 +1,22 @@
-"""Which earlier stage each stage starts from, and which data it reads: the recipe's defaults made explicit."""
+"""Which earlier stages each stage stands on, and which data it reads: the recipe's defaults made explicit."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pipeline.recipe.schema import DpoSettings, Recipe, SftSettings, StageSettings
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.stage_settings import (
+    DpoSettings,
+    PpoSettings,
+    RewardSettings,
+    RewardSource,
+    SftSettings,
+    StageSettings,
+)
 
 BASE = "base"
-POLICY_KINDS = ("sft", "dpo")
+POLICY_KINDS = ("sft", "dpo", "ppo")
+DataName = Literal["sft", "preference"]
 
 
 def earlier(recipe: Recipe, stage_name: str, kinds: tuple[str, ...] = POLICY_KINDS) -> list[str]:
@@ -17,26 +26,27 @@ def earlier(recipe: Recipe, stage_name: str, kinds: tuple[str, ...] = POLICY_KIN
     return [name for name in before if recipe.stages[name].kind in kinds]
 
 
-def written_start(stage: StageSettings) -> tuple[str, str | None]:
+def written_start(stage: StageSettings) -> tuple[Literal["init", "policy"], str | None]:
     """Return the key by which a stage says where it starts from (`init` or `policy`), and what was written there."""
-    if isinstance(stage, DpoSettings):
+    if isinstance(stage, (DpoSettings, PpoSettings)):
         return "policy", stage.policy
-    return "init", stage.init if isinstance(stage, SftSettings) else None
+    assert isinstance(stage, (SftSettings, RewardSettings))
+    return "init", stage.init
 
 
 def policy_of(recipe: Recipe, stage_name: str) -> str | None:
     """Return the earlier stage that a stage starts from; None for the base model.
 
-    What the recipe writes counts (`base` asks for the base model). Unsaid, SFT starts from the base, and DPO from the
-    last SFT stage before it, else from the base.
+    What the recipe writes counts (`base` asks for the base model). Unsaid, SFT starts from the base, and every other
+    kind from the last SFT stage before it, else from the base.
     """
     stage = recipe.stages[stage_name]
     written = written_start(stage)[1]
     if written is not None:
         return None if written == BASE else written
-    if isinstance(stage, DpoSettings):
-        return next(reversed(earlier(recipe, stage_name, ("sft",))), None)
-    return None
+    if isinstance(stage, SftSettings):
+        return None
+    return next(reversed(earlier(recipe, stage_name, ("sft",))), None)
 
 
 def reference_of(recipe: Recipe, stage_name: str) -> str | None:
@@ -44,13 +54,49 @@ def reference_of(recipe: Recipe, stage_name: str) -> str | None:
     return policy_of(recipe, stage_name)
 
 
-def used_data(recipe: Recipe, stage_name: str) -> Literal["sft", "preference"]:
-    """Return the data set that a stage trains on."""
-    return "preference" if isinstance(recipe.stages[stage_name], DpoSettings) else "sft"
+def reward_sources(recipe: Recipe, stage_name: str) -> tuple[RewardSource, ...]:
+    """Return what a PPO stage is rewarded by: `rewards`, else `reward_model`, else the last reward stage before it."""
+    stage = recipe.stages[stage_name]
+    if not isinstance(stage, PpoSettings):
+        return ()
+    if stage.rewards is not None:
+        return stage.rewards
+    found = stage.reward_model or next(reversed(earlier(recipe, stage_name, ("reward",))), None)
+    return () if found is None else (RewardSource.model_validate({"from": found}),)
 
 
-def prompts_from(recipe: Recipe) -> Literal["sft", "preference"] | None:
-    """Return the data set whose prompts are answered in evaluation: what is written, else preference, else sft."""
+def reward_role(index: int) -> str:
+    """Return the role that the reward stage at a place of `reward_sources` plays among a PPO stage's parents."""
+    return f"reward_{index + 1}"
+
+
+def parents_of(recipe: Recipe, stage_name: str) -> dict[str, str]:
+    """Return the earlier stages whose artefacts a stage is given, by the role they play."""
+    start = policy_of(recipe, stage_name)
+    parents: dict[str, str] = {} if start is None else {written_start(recipe.stages[stage_name])[0]: start}
+    for index, source in enumerate(reward_sources(recipe, stage_name)):
+        if source.from_ in recipe.stages:
+            parents[reward_role(index)] = source.from_
+    return parents
+
+
+def used_data(recipe: Recipe, stage_name: str) -> tuple[DataName, ...]:
+    """Return the data sets that a stage reads; it cannot do without the first."""
+    stage = recipe.stages[stage_name]
+    if isinstance(stage, SftSettings):
+        return ("sft",)
+    if isinstance(stage, DpoSettings):
+        return ("preference",)
+    if isinstance(stage, RewardSettings):
+        # Scores are shifted and scaled by those of the demonstrations, where there are any.
+        return ("preference", "sft") if recipe.data.sft is not None else ("preference",)
+    prompts = prompts_from(recipe) or "preference"
+    with_demonstrations = isinstance(stage, PpoSettings) and stage.ptx_coef > 0 and prompts != "sft"
+    return (prompts, "sft") if with_demonstrations else (prompts,)
+
+
+def prompts_from(recipe: Recipe) -> DataName | None:
+    """Return the data set whose prompts are answered: what is written, else preference, else sft."""
     if recipe.data.prompts.from_ is not None:
         return recipe.data.prompts.from_
     if recipe.data.preference is not None:

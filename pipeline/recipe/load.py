@@ -20,11 +20,10 @@ from pipeline.recipe.explain import explain
 from pipeline.recipe.overrides import apply_overrides
 from pipeline.recipe.places import KeyPath, Places, Problem
 from pipeline.recipe.resolved import to_yaml
-from pipeline.recipe.schema import STAGE_KINDS, Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.recipe.source import Source, parse_source, read_source
+from pipeline.recipe.stage_settings import STAGE_KINDS
 from pipeline.recipe.vocabulary import admits_none, is_block, keys_of, members, nearest
-
-PLANNED_KINDS = ("reward", "ppo")
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,6 @@ def _kind_problem(name: str, kind: Any, written: bool) -> Problem | None:
         return None
     kinds = ", ".join(STAGE_KINDS)
     claimed = str(kind if written else name)
-    if claimed in PLANNED_KINDS:
-        return Problem(("stages", name), f"this version has no {claimed} stage; the kinds are {kinds}", at_key=True)
     near = nearest(claimed, list(STAGE_KINDS))
     if written:
         meant = f"; did you mean '{near}'?" if near else ""

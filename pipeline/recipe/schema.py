@@ -6,27 +6,14 @@ vetted setting; a recipe states only differences. Pure pydantic: relations betwe
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+from pipeline.recipe.settings import Fraction, PositiveFloat, PositiveInt, Settings, StageName
+from pipeline.recipe.stage_settings import AnyStage
 
-DpoLoss = Literal[
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sigmoid_norm", "rpo",
-]  # fmt: skip
-DPO_LOSSES: tuple[str, ...] = get_args(DpoLoss)
-EvaluationTask = Literal["perplexity", "preference", "kl", "rules"]
-
-
-class Settings(BaseModel):
-    """Base of all recipe blocks: unknown keys are errors, values cannot change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, populate_by_name=True, allow_inf_nan=False)
+EvaluationTask = Literal["perplexity", "preference", "kl", "rules", "score"]
 
 
 class AdapterSettings(Settings):
@@ -92,7 +79,7 @@ class DataSetSettings(Settings):
 
 
 class PromptSettings(Settings):
-    """Prompts that policies answer: for sampling in evaluation."""
+    """Prompts that policies answer: PPO its training part, evaluation the held-out part."""
 
     from_: Literal["sft", "preference"] | None = Field(
         None, alias="from", description="Take the prompts of this data set (default: preference, else sft)."
@@ -112,70 +99,12 @@ class DataSettings(Settings):
     )
 
 
-class StageSettings(Settings):
-    """What every training stage can say."""
-
-    learning_rate: PositiveFloat
-    epochs: PositiveFloat = Field(1.0, description="Passes over the training rows.")
-    max_steps: PositiveInt | None = Field(None, description="Stop after so many optimiser steps (overrides epochs).")
-    global_batch_size: PositiveInt = Field(
-        16, description="Rows per optimiser step over all processes; accumulation follows from it, exactly."
-    )
-    per_device_batch_size: PositiveInt = Field(4, description="Rows per forward pass on one process.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Arithmetic of the forward pass; auto: bf16 where the hardware has it, else fp32."
-    )
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after warm-up.")
-    warmup_ratio: Fraction = Field(0.05, description="Share of the steps with a rising learning rate.")
-    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are clipped to this global norm.")
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.0, description="AdamW's decoupled weight decay.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, a third more time.")
-    log_every: PositiveInt = Field(5, description="Optimiser steps between two lines of metrics.")
-    save_every: PositiveInt = Field(50, description="Optimiser steps between two checkpoints (always one at the end).")
-    deepspeed: str = Field(
-        "inherit", description="inherit: what the launch configured. none. Or a file of ds_configs/: zero1, zero2, ..."
-    )
-    trainer_args: dict[str, Any] = Field(
-        default_factory=dict, description="Further fields of the library's own config class, checked by name."
-    )
-
-
-class SftSettings(StageSettings):
-    """Supervised fine-tuning on demonstrations: loss on the answers' tokens only."""
-
-    kind: Literal["sft"] = Field("sft", description="Kind of stage; unsaid, the stage's name.")
-    learning_rate: PositiveFloat = Field(2.0e-4, description="Peak learning rate (use about 1e-5 without an adapter).")
-    init: StageName | None = Field(
-        None, description="Earlier stage, or `base`, to start from (default: the base model)."
-    )
-
-
-class DpoSettings(StageSettings):
-    """Direct preference optimisation against a frozen copy of the policy it starts from."""
-
-    kind: Literal["dpo"] = Field("dpo", description="Kind of stage; unsaid, the stage's name.")
-    learning_rate: PositiveFloat = Field(5.0e-5, description="Peak learning rate (use about 5e-7 without an adapter).")
-    policy: StageName | None = Field(
-        None,
-        description="Earlier stage, or `base`, to start from, and the reference (default: last SFT, else the base).",
-    )
-    beta: PositiveFloat = Field(0.1, description="Strength of the pull towards the reference.")
-    loss_type: DpoLoss = Field("sigmoid", description="Loss; `rpo` adds the chosen answer's negative log-likelihood.")
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
-        0.0, description="Assumed share of swapped pairs: conservative DPO with `sigmoid`, also robust, exo_pair, aot."
-    )
-    rpo_alpha: PositiveFloat = Field(1.0, description="Weight of the likelihood term of `rpo`.")
-
-
-AnyStage = Annotated[SftSettings | DpoSettings, Field(discriminator="kind")]
-STAGE_KINDS: dict[str, type[StageSettings]] = {"sft": SftSettings, "dpo": DpoSettings}
-
-
 class EvaluationSettings(Settings):
     """What is measured at the end, on held-out rows, for the base model and every stage's policy."""
 
     tasks: tuple[EvaluationTask, ...] = Field(
-        ("perplexity", "preference", "kl", "rules"), description="What to measure; an empty list skips evaluation."
+        ("perplexity", "preference", "kl", "rules", "score"),
+        description="What to measure; an empty list skips evaluation. score: by the recipe's last reward model.",
     )
     prompts: PositiveInt = Field(150, description="Held-out prompts answered greedily and scored by rule.")
     kl_prompts: PositiveInt = Field(48, description="Held-out prompts answered by sampling, for the KL estimate.")

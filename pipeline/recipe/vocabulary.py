@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.recipe.foreign import DECIDED, NO_SECRETS, is_secret, meant_key
-from pipeline.recipe.schema import STAGE_KINDS, Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.stage_settings import STAGE_KINDS
 
 ENTRY = "[]"
 

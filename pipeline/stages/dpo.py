@@ -25,7 +25,7 @@ from pipeline.algorithms.dpo import preference_margins
 from pipeline.context import HELD_OUT_PAIRS, TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
 from pipeline.models import adapters
 from pipeline.models.load import device
-from pipeline.recipe.schema import DpoSettings
+from pipeline.recipe.stage_settings import DpoSettings
 from pipeline.runtime import resolve_precision
 from pipeline.stages.dpo_loss import loss_arguments, rpo_loss
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments

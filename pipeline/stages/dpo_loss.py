@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.algorithms.dpo import dpo_loss
 from pipeline.algorithms.masked import masked_sum
-from pipeline.recipe.schema import DpoSettings
+from pipeline.recipe.stage_settings import DpoSettings
 
 
 def loss_arguments(settings: DpoSettings) -> dict[str, Any]:

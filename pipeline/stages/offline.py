@@ -20,7 +20,7 @@ from pipeline.context import StageContext
 from pipeline.durable import full_disk_named
 from pipeline.errors import PreemptedError, RecipeError, TrivetError
 from pipeline.recipe import accumulation_steps, ds_config_file
-from pipeline.recipe.schema import StageSettings
+from pipeline.recipe.stage_settings import OfflineSettings
 from pipeline.runtime import barrier, resolve_precision, seed_everything
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -102,7 +102,7 @@ class StepCallback(TrainerCallback):
 
 
 def training_arguments(
-    config_class: type, settings: StageSettings, context: StageContext, **fixed: Any
+    config_class: type, settings: OfflineSettings, context: StageContext, **fixed: Any
 ) -> TrainingArguments:
     """The library's own configuration, from the recipe's settings and `trainer_args`.
 

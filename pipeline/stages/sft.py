@@ -17,7 +17,7 @@ from data_prep.chat import ChatFormatter, EncodedDemonstration
 from evaluation.likelihood import Scorer, demonstration_rows, mean_loss
 from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
 from pipeline.models.load import device
-from pipeline.recipe.schema import SftSettings
+from pipeline.recipe.stage_settings import SftSettings
 from pipeline.runtime import resolve_precision
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
 from pipeline.stages.policy import load_policy, save_policy

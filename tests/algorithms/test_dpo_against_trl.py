@@ -20,7 +20,8 @@ from trl import DPOConfig
 
 from pipeline.algorithms.dpo import dpo_loss
 from pipeline.models import adapters
-from pipeline.recipe.schema import AdapterSettings, DpoSettings
+from pipeline.recipe.schema import AdapterSettings
+from pipeline.recipe.stage_settings import DpoSettings
 from pipeline.stages.dpo import REFERENCE, CommittedDPOTrainer
 from pipeline.stages.dpo_loss import loss_arguments
 
@@ -132,7 +133,7 @@ def test_every_loss_is_what_the_formula_says(policy, tiny_tokenizer, tmp_path, l
 
 
 def test_the_settings_cover_every_loss_of_a_recipe():
-    from pipeline.recipe.schema import DPO_LOSSES
+    from pipeline.recipe.stage_settings import DPO_LOSSES
 
     assert {name for name, _ in SETTINGS} | {"rpo"} == set(DPO_LOSSES)
 

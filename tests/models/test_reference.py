@@ -23,7 +23,8 @@ from evaluation.likelihood import Scorer, pair_rows
 from pipeline.errors import TrivetError
 from pipeline.models import adapters
 from pipeline.models.source import identify
-from pipeline.recipe.schema import AdapterSettings, DpoSettings, Recipe
+from pipeline.recipe.schema import AdapterSettings, Recipe
+from pipeline.recipe.stage_settings import DpoSettings
 from pipeline.runtime import Ranks
 from pipeline.stages.dpo import REFERENCE, CommittedDPOTrainer, _Judge, _row
 from pipeline.stages.policy import Policy, load_policy, load_reference, save_policy

@@ -18,7 +18,7 @@ from pipeline.recipe import (
 from pipeline.recipe import checks as checks_module
 from pipeline.recipe.foreign import DECIDED, DPO_KEYS, RUN_KEYS, STAGE_KEYS
 from pipeline.recipe.lineage import BASE
-from pipeline.recipe.schema import DPO_LOSSES, STAGE_KINDS
+from pipeline.recipe.stage_settings import DPO_LOSSES, STAGE_KINDS
 from pipeline.recipe.vocabulary import schema_keys
 
 TEXT = """\

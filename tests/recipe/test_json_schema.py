@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 from pipeline.recipe import STAGE_KINDS, recipe_json_schema
 from pipeline.recipe.explain import PATTERNS, describe
 from pipeline.recipe.json_schema import STAGE_NAME
-from pipeline.recipe.schema import StageName
+from pipeline.recipe.settings import StageName
 from pipeline.recipe.source import REPOSITORY
 from pipeline.recipe.vocabulary import Key, is_block, members, schema_keys
 

@@ -16,8 +16,9 @@ from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, load_recipe, loads_recipe
 from pipeline.recipe.foreign import is_secret, trainer_arg_problem
 from pipeline.recipe.resolved import dump
-from pipeline.recipe.schema import DPO_LOSSES, AdapterSettings, DpoSettings, SftSettings
+from pipeline.recipe.schema import AdapterSettings
 from pipeline.recipe.source import REPOSITORY
+from pipeline.recipe.stage_settings import DPO_LOSSES, DpoSettings, SftSettings
 
 SHORT = "name: demo\ndata: {sft: {sources: [{path: builtin:a}]}}\nstages: {sft: }\n"
 LONG = """\

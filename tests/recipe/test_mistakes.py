@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import RecipeError
 from pipeline.recipe.load import loads_recipe
-from pipeline.recipe.schema import STAGE_KINDS, Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.stage_settings import STAGE_KINDS
 from pipeline.recipe.vocabulary import keys_of, schema_keys, unknown_key
 
 GOOD = """\
