@@ -18,9 +18,9 @@ from pipeline.runtime import Ranks, StopRequest, barrier
 from pipeline.tracking import Tracker
 
 TRAIN_PROMPTS = "train_prompts.txt"
-"""In a policy's artefact: hashes of the prompts that it, or a policy it grew from, was trained on."""
+"""In an artefact: hashes of the prompts that its model, or one that it grew from, was trained on."""
 HELD_OUT_PAIRS = "held_out_pairs.jsonl"
-"""In a DPO artefact: each held-out pair's margin before and after, with its family and fault."""
+"""In a DPO artefact or reward model: each held-out pair's margin, with its family and fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +41,13 @@ class StageContext:
     tracker: Tracker
     reward_function: RewardFunction | None = None
     """The user's own reward, where the command line names one."""
+    part: str = ""
+    """Which of several trainings inside the stage this is for; the checkpoints of each lie apart."""
 
     @property
     def checkpoints(self) -> Path:
         """Where the stage's checkpoints lie while it runs."""
-        return self.folder / "checkpoints"
+        return self.folder / "checkpoints" / self.part
 
     @property
     def work(self) -> Path:

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import TrivetError
+from pipeline.models.reward_model import HEAD_KEY, adapter_state
 from pipeline.recipe.schema import AdapterSettings
 
 if TYPE_CHECKING:
@@ -33,22 +34,9 @@ def attach_new(model: PreTrainedModel, settings: AdapterSettings, *, dropout: bo
         settings: rank, scale, target layers.
         dropout: whether the stage trains with the adapter's dropout.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import TaskType
 
-    config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=settings.r,
-        lora_alpha=cast(int, settings.alpha),
-        lora_dropout=settings.dropout if dropout else 0.0,
-        target_modules=settings.target_modules
-        if isinstance(settings.target_modules, str)
-        else [*settings.target_modules],
-        use_dora=settings.type == "dora",
-    )
-    try:
-        return cast("PeftModel", get_peft_model(_prepared(model), config))
-    except ValueError as error:
-        raise TrivetError(f"model.adapter.target_modules: {error}") from error
+    return _wrapped(_prepared(model), _fresh_config(settings, TaskType.CAUSAL_LM, dropout=dropout), TRAINED)
 
 
 def attach_trained(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -70,6 +58,56 @@ def attach_frozen(model: PreTrainedModel | PeftModel, folder: Path, name: str) -
         model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
         return model
     return cast("PeftModel", PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False))
+
+
+def attach_for_scores(model: PreTrainedModel, settings: AdapterSettings, start: Path | None) -> PeftModel:
+    """Wrap a sequence-classification model with a trainable adapter and a trainable copy of its head, `score`.
+
+    Args:
+        model: as `load_classifier` gives it.
+        settings: of a fresh adapter, which changes nothing yet.
+        start: folder of a policy's adapter to begin with a copy of, or None for a fresh one.
+
+    Raises:
+        TrivetError: the policy's adapter does not fit on this model.
+    """
+    from peft import TaskType
+
+    if start is None:
+        return _wrapped(_prepared(model), _fresh_config(settings, TaskType.SEQ_CLS, dropout=False), TRAINED)
+    wrapped = _wrapped(_prepared(model), _retasked(start, TaskType.SEQ_CLS), TRAINED)
+    base: Any = wrapped.get_base_model()
+    head = base.score.modules_to_save[TRAINED].weight
+    # PEFT looks for the head among the tensors it is given; a policy's file has none.
+    _copy_tensors(wrapped, {**adapter_state(start), HEAD_KEY: head.detach().clone()}, TRAINED, start)
+    return wrapped
+
+
+def attach_reward(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:
+    """Put a reward model's adapter on a causal language model under a name, frozen and not switched on.
+
+    The trunk under it gives exactly the hidden states of the reward model; its head is `reward_model.head_of(folder)`.
+
+    Args:
+        model: the reward model's base, with other adapters on it or without.
+        folder: of a member's adapter.
+        name: that no adapter has yet.
+
+    Raises:
+        TrivetError: the adapter does not fit on this model.
+    """
+    from peft import PeftModel, TaskType
+
+    config = _retasked(folder, TaskType.CAUSAL_LM, frozen=True)
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+    else:
+        model = _wrapped(model, config, name)
+    _copy_tensors(model, adapter_state(folder), name, folder)
+    for path, parameter in model.named_parameters():
+        if f".{name}." in path:
+            parameter.requires_grad_(False)
+    return model
 
 
 @contextmanager
@@ -123,6 +161,52 @@ def require_sound(weights: Path) -> None:
                 raise TrivetError(
                     f"{weights}: tensor {name} holds values that are not finite; lower the stage's learning_rate"
                 )
+
+
+def _fresh_config(settings: AdapterSettings, task: str, *, dropout: bool) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type=task,
+        r=settings.r,
+        lora_alpha=cast(int, settings.alpha),
+        lora_dropout=settings.dropout if dropout else 0.0,
+        target_modules=settings.target_modules
+        if isinstance(settings.target_modules, str)
+        else [*settings.target_modules],
+        use_dora=settings.type == "dora",
+    )
+
+
+def _retasked(folder: Path, task: str, *, frozen: bool = False) -> Any:
+    """A saved adapter's configuration, for a model of another kind; PEFT adds the head of a classifying one itself."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(str(folder))
+    config.task_type, config.modules_to_save, config.inference_mode = task, None, frozen
+    # PEFT fills it in, and warns where it finds another name than the local folder's.
+    config.base_model_name_or_path = None
+    return config
+
+
+def _wrapped(model: PreTrainedModel, config: Any, name: str) -> PeftModel:
+    from peft import get_peft_model
+
+    try:
+        return cast("PeftModel", get_peft_model(model, config, adapter_name=name))
+    except ValueError as error:
+        raise TrivetError(f"model.adapter.target_modules: {error}") from error
+
+
+def _copy_tensors(model: PeftModel, tensors: dict[str, torch.Tensor], name: str, folder: Path) -> None:
+    """Fill the adapter of a name, all of it and with nothing left over."""
+    from peft import set_peft_model_state_dict
+
+    found: Any = set_peft_model_state_dict(model, tensors, adapter_name=name)
+    missing = [key for key in found.missing_keys if f".{name}." in key]
+    if missing or found.unexpected_keys:
+        what = f"lacks {missing[0]}" if missing else f"has {found.unexpected_keys[0]}, which the model has no place for"
+        raise TrivetError(f"the adapter in {folder} does not fit on {type(model.get_base_model()).__name__}: it {what}")
 
 
 def _prepared(model: PreTrainedModel) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from data_prep.chat import ChatFormatter, begins_with_bos
 from data_prep.templates import template_text
 from pipeline.artefact import TokenizerEntry
 from pipeline.durable import sha256_json
-from pipeline.errors import RecipeError, SourceUnreachableError
+from pipeline.errors import RecipeError, SourceUnreachableError, TrivetError
 from pipeline.recipe.schema import ModelSettings
 
 if TYPE_CHECKING:
@@ -75,17 +75,59 @@ def load_base(
     """
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"dtype": _dtype(settings, frozen, precision)}
+    options = _options(settings, frozen, precision)
+    model: Any = AutoModelForCausalLM.from_pretrained(weights or folder, **options)
+    return _placed(model, settings)
+
+
+def load_classifier(
+    folder: Path, settings: ModelSettings, *, frozen: bool, precision: str, weights: Path | None = None
+) -> PreTrainedModel:
+    """The same transformer as transformers' sequence-classification model with one label; `score` is its head.
+
+    Args:
+        folder: as for `load_base`, and so are settings, frozen and precision.
+        weights: folder of a fully fine-tuned policy or reward model to load instead of the base's own weights.
+
+    Raises:
+        TrivetError: the architecture has no such form in transformers, or the files lack some of its weights.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    options = _options(settings, frozen, precision) | {"num_labels": 1, "output_loading_info": True}
+    try:
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(weights or folder, **options)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise _no_classifier(folder, "it is not among those of AutoModelForSequenceClassification") from error
+    if not isinstance(getattr(model, "score", None), torch.nn.Module):
+        raise _no_classifier(folder, f"{type(model).__name__} has no layer named score")
+    missing = sorted(name for name in loaded["missing_keys"] if not name.startswith("score."))
+    if missing:
+        raise TrivetError(f"{weights or folder} lacks {missing[0]} of {type(model).__name__} ({len(missing)} in all)")
+    return _placed(model, settings)
+
+
+def _options(settings: ModelSettings, frozen: bool, precision: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"dtype": _dtype(settings, frozen, precision), "use_safetensors": True}
     if settings.attention != "auto":
         options["attn_implementation"] = settings.attention
     if settings.quantization != "none":
         options["quantization_config"] = _quantization(settings.quantization, options["dtype"])
         options["device_map"] = {"": torch.cuda.current_device()}
-    model: Any = AutoModelForCausalLM.from_pretrained(weights or folder, use_safetensors=True, **options)
+    return options
+
+
+def _placed(model: Any, settings: ModelSettings) -> PreTrainedModel:
     if settings.quantization == "none":
         model.to(device())
     model.config.use_cache = True
     return cast("PreTrainedModel", model)
+
+
+def _no_classifier(folder: Path, why: str) -> TrivetError:
+    return TrivetError(f"model.base: no reward model can be made of the one in {folder}: {why}; use dpo with it")
 
 
 def device() -> torch.device:

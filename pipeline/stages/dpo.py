@@ -7,7 +7,6 @@ held-out pairs is measured before (0.5 by the tie rule: nothing has moved) and a
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -16,19 +15,20 @@ import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from data_prep.build import EncodedSet, encode_pairs, prompt_hashes, without_seen
+from data_prep.build import encode_pairs
 from data_prep.chat import ChatFormatter, EncodedPair
 from data_prep.records import PreferencePair
 from evaluation.intervals import bootstrap_mean_ci, preference_accuracy
 from evaluation.likelihood import Likelihood, Scorer, pair_rows
 from pipeline.algorithms.dpo import preference_margins
-from pipeline.context import HELD_OUT_PAIRS, TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
+from pipeline.context import StageContext, StageResult, once
 from pipeline.models import adapters
 from pipeline.models.load import device
 from pipeline.recipe.stage_settings import DpoSettings
 from pipeline.runtime import resolve_precision
 from pipeline.stages.dpo_loss import loss_arguments, rpo_loss
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
+from pipeline.stages.pairs import pair_line, unseen_pairs, write_held_out, write_train_prompts
 from pipeline.stages.policy import Policy, load_policy, load_reference, save_policy
 
 REFERENCE = "ref"
@@ -63,7 +63,7 @@ def run(context: StageContext) -> StageResult:
     policy = load_policy(context, parent, precision=precision, dropout=False)
     reference = None if policy.form == "adapter" else load_reference(context, parent, precision)
     train, held_out, report = encode_pairs(context.recipe.data, ChatFormatter(policy.tokenizer), context.recipe.seed)
-    held_out = _unseen(held_out, context, report)
+    held_out = unseen_pairs(held_out, context, report)
     context.console.say(f"{len(train.rows)} pairs to train on, {len(held_out.rows)} held out")
     arguments = training_arguments(
         DPOConfig, settings, context, beta=settings.beta, max_length=None, **loss_arguments(settings)
@@ -84,9 +84,8 @@ def run(context: StageContext) -> StageResult:
     after = judge.margins(held_out.rows, before["reference"])
     save_policy(policy, context)
     if context.ranks.is_first:
-        _write_pairs(context, held_out.records, before["margins"], after)
-        seen = seen_prompts(context.parents) | set(prompt_hashes(train.records))
-        (context.folder / TRAIN_PROMPTS).write_text("\n".join(sorted(seen)) + "\n")
+        write_held_out(context, _lines(held_out.records, before["margins"], after))
+        write_train_prompts(context, train.records)
     metrics = {
         **_metrics(before["margins"], after),
         "steps": trainer.state.global_step,
@@ -161,33 +160,11 @@ def _metrics(before: list[float], after: list[float]) -> dict[str, Any]:
     }
 
 
-def _unseen(
-    held_out: EncodedSet[PreferencePair, EncodedPair], context: StageContext, report: dict[str, Any]
-) -> EncodedSet[PreferencePair, EncodedPair]:
-    """Held-out pairs whose prompts no ancestor of this policy was trained on."""
-    unseen = {id(record) for record in without_seen(held_out.records, seen_prompts(context.parents))}
-    kept = [(record, row) for record, row in zip(held_out.records, held_out.rows, strict=True) if id(record) in unseen]
-    dropped = len(held_out.rows) - len(kept)
-    if dropped:
-        report["dropped"]["held_out_but_trained_on_before"] = dropped
-        report["eval_rows"] = len(kept)
-    return EncodedSet([record for record, _ in kept], [row for _, row in kept])
-
-
-def _write_pairs(context: StageContext, records: list[PreferencePair], before: list[float], after: list[float]) -> None:
-    lines = [
-        {
-            "source": record.origin.source,
-            "row": record.origin.row,
-            "family": record.origin.family,
-            "fault": record.fault,
-            "margin_before": margin_before,
-            "margin": margin,
-        }
+def _lines(records: list[PreferencePair], before: list[float], after: list[float]) -> list[dict[str, Any]]:
+    return [
+        {**pair_line(record), "margin_before": margin_before, "margin": margin}
         for record, margin_before, margin in zip(records, before, after, strict=True)
     ]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (context.folder / HELD_OUT_PAIRS).write_text(text, encoding="utf-8")
 
 
 def _row(row: EncodedPair) -> dict[str, list[int]]:

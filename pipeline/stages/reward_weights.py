@@ -1,0 +1,65 @@
+"""How a reward model's weights come into its stage, lie aside while other members train, and get into the artefact."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline.artefact import Artefact
+from pipeline.context import StageContext
+from pipeline.durable import fsync_path, full_disk_named
+from pipeline.models import adapters
+from pipeline.models.heads import new_head, with_head
+from pipeline.models.load import load_classifier
+from pipeline.models.reward_model import member_name
+
+
+def starting_model(context: StageContext, start: Artefact | None, form: str, precision: str) -> Any:
+    """The policy's transformer under a new head, with the trainable adapter on it where `form` is `adapter`."""
+    settings = context.recipe.model
+    whole = form == "model"
+    weights = start.weights if start is not None and whole else None
+    model: Any = load_classifier(context.base_folder, settings, frozen=not whole, precision=precision, weights=weights)
+    with_head(model, new_head(model.score.in_features, context.recipe.seed))
+    if settings.adapter == "none":
+        return model
+    return adapters.attach_for_scores(model, settings.adapter, start.weights if start is not None else None)
+
+
+def save_member(model: Any, tokenizer: Any, context: StageContext, form: str, index: int) -> None:
+    """Put a trained member's weights, head included, and its tokenizer aside (first rank only)."""
+    folder = _set_aside(context, form, index)
+    with full_disk_named(folder):
+        if form == "adapter":
+            adapters.save(model, folder, context.base.name)
+        else:
+            model.save_pretrained(str(folder), safe_serialization=True)
+            for weights in sorted(folder.glob("*.safetensors")):
+                adapters.require_sound(weights)
+        tokenizer.save_pretrained(str(folder))
+        for path in [*folder.iterdir(), folder, folder.parent]:
+            fsync_path(path)
+
+
+def keep_members(context: StageContext, form: str, count: int) -> None:
+    """Put every member's weights in their place in the artefact (first rank only).
+
+    They are linked, not moved: a kill before the seal clears the artefact's folder but not the stage's work.
+    """
+    with full_disk_named(context.folder):
+        for index in range(count):
+            place = context.folder / member_name(form, index)
+            shutil.copytree(_set_aside(context, form, index), place, copy_function=_link_or_copy)
+
+
+def _set_aside(context: StageContext, form: str, index: int) -> Path:
+    """Folder of a finished member's weights until the artefact is put together."""
+    return context.work / member_name(form, index)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
