@@ -67,12 +67,17 @@ def preference_pairs(data: DataSettings, seed: int) -> DataSet[PreferencePair]:
     return _load("preference", data.preference, read_pairs, held_out_fraction(data), seed)
 
 
-def held_out_prompts(data: DataSettings) -> DataSet[Prompt]:
-    """Prompts that no stage trains on, from the data set that `data.prompts.from` names."""
+def prompts(data: DataSettings, seed: int = EVALUATION_SEED) -> DataSet[Prompt]:
+    """Prompts to answer, from the data set that `data.prompts.from` names; no stage trains on the held-out ones.
+
+    Args:
+        data: of the recipe.
+        seed: draws the training part where there is a limit; the held-out part is always the same.
+    """
     name = data.prompts.from_ or ("preference" if data.preference else "sft")
     settings = data.preference if name == "preference" else data.sft
     assert settings is not None
-    return _load(name, settings, read_prompts, held_out_fraction(data), EVALUATION_SEED)
+    return _load(name, settings, read_prompts, held_out_fraction(data), seed)
 
 
 def held_out_fraction(data: DataSettings) -> float:

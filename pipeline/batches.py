@@ -74,3 +74,52 @@ def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
+
+
+class ResponseBatch(NamedTuple):
+    """B prompts, padded on the left to P tokens, each followed by a response, padded on the right to R tokens."""
+
+    ids_BT: Tensor
+    """T = P + R."""
+    mask_BT: Tensor
+    """True on real tokens."""
+    positions_BT: Tensor
+    response_ids_BR: Tensor
+    response_mask_BR: Tensor
+    """True up to and including the last token of each response."""
+
+    @property
+    def lengths_B(self) -> Tensor:
+        """Tokens of each response."""
+        return self.response_mask_BR.sum(-1)
+
+    def before_responses(self, states_BTX: Tensor) -> Tensor:
+        """What stands before each response token (B, R, X): entry r saw the prompt and y_<r."""
+        width = self.response_ids_BR.shape[1]
+        return states_BTX[:, -width - 1 : -1]
+
+
+def response_batch(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int) -> ResponseBatch:
+    """Pad prompts and their responses.
+
+    Raises:
+        ValueError: an empty prompt or response, which has no place in the alignment convention.
+    """
+    if not all(map(len, prompts)) or not all(map(len, responses)):
+        raise ValueError("every prompt and every response must have at least one token")
+    prompt_ids, prompt_mask = pad_left(prompts, pad_id)
+    response_ids, response_mask = pad_right(responses, pad_id)
+    mask = torch.cat((prompt_mask, response_mask), dim=1)
+    ids = torch.cat((prompt_ids, response_ids), dim=1)
+    return ResponseBatch(ids, mask, positions(mask), response_ids, response_mask)
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Ids (B, R) and mask (B, R) of rows that begin together."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[index, : len(row)] = True
+    return ids, mask

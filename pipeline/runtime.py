@@ -7,12 +7,15 @@ import platform
 import random
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+from pipeline.errors import TrivetError
 
 T = TypeVar("T")
 
@@ -126,6 +129,33 @@ def gather_lists(mine: list[T]) -> list[T]:
     torch.distributed.all_gather_object(parts, mine)
     longest = max(map(len, parts))
     return [part[index] for index in range(longest) for part in parts if index < len(part)]
+
+
+def sum_over_ranks(tensor: Any) -> Any:
+    """The tensor summed elementwise over all ranks, in place and returned; every rank must make the same call."""
+    if _is_distributed():
+        import torch
+
+        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.SUM)
+    return tensor
+
+
+def from_first_rank(compute: Callable[[], T]) -> T:
+    """What the first rank computes, on every rank; a `TrivetError` of its is raised on all of them."""
+    if not _is_distributed():
+        return compute()
+    import torch
+
+    box: list[Any] = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            box = [compute()]
+        except TrivetError as error:
+            box = [error]
+    torch.distributed.broadcast_object_list(box, src=0)
+    if isinstance(box[0], TrivetError):
+        raise box[0]
+    return cast(T, box[0])
 
 
 def library_versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,22 @@ class Tracker:
         if self._mirror is not None:
             self._mirror.log(lines)
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, *, keep_held_out: bool = False) -> None:
         """Forget everything after a step, and a torn last line: training goes on from there.
 
-        Held-out results are forgotten too: a stage writes them last, when its training is over.
+        Args:
+            step: of the checkpoint; -1 without one.
+            keep_held_out: whether held-out results up to the step stay: those of a stage that measures while it
+                trains. Other stages write theirs last, and will again.
         """
-        kept = [line for line in read_metrics(self._path) if line["split"] == "train" and line["step"] <= step]
+        splits = ("train", "eval") if keep_held_out else ("train",)
+        kept = [line for line in read_metrics(self._path) if line["split"] in splits and line["step"] <= step]
         write_text_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Hand rows of one shape, such as samples, to the mirror; the stage itself keeps them in a file."""
+        if self._mirror is not None and rows:
+            self._mirror.table(name, rows)
 
     def finish(self) -> None:
         """Close the mirror; call once, when the stage's work is done."""
@@ -75,7 +84,7 @@ class SilentTracker(Tracker):
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Nothing: the first rank speaks."""
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, *, keep_held_out: bool = False) -> None:
         """Nothing."""
 
     def finish(self) -> None:
@@ -105,6 +114,7 @@ class WandbMirror:
     def __init__(self, settings: WandbSettings, run_dir: Path, run_name: str, stage: str, key: str, console: Console):
         self._console = console
         self._run: Any = None
+        self._tables: dict[str, Sequence[Mapping[str, Any]]] = {}
         self._offline = os.environ.get("WANDB_MODE", "").lower() in ("offline", "dryrun")
         identity = hashlib.sha256(f"{run_dir.resolve()}\0{stage}\0{key}".encode()).hexdigest()[:16]
         self._options: dict[str, Any] = {
@@ -137,11 +147,17 @@ class WandbMirror:
         if self._run is not None and not self._offline:
             self._guarded(lambda: self._send(lines))
 
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a table until the end of the run, when it is sent whole."""
+        self._tables[name] = rows
+
     def finish(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """End the W&B run; an offline one is written here, whole."""
         if self._offline and "config" in self._options:
             self._guarded(self._connect)
             self._guarded(lambda: self._send(lines))
+        if self._run is not None and self._tables:
+            self._guarded(self._send_tables)
         if self._run is not None:
             self._guarded(self._run.finish)
             self._run = None
@@ -162,6 +178,14 @@ class WandbMirror:
         for step, values in sorted(by_step.items()):
             self._run.log(values, step=step)
 
+    def _send_tables(self) -> None:
+        import wandb
+
+        for name, rows in self._tables.items():
+            columns: list[Any] = list(rows[0])
+            data: list[Any] = [[_cell(row.get(column)) for column in columns] for row in rows]
+            self._run.log({f"{self._options['job_type']}/{name}": wandb.Table(columns=columns, data=data)})
+
     def _guarded(self, action: Any) -> None:
         try:
             action()
@@ -171,6 +195,11 @@ class WandbMirror:
             )
             self._run = None
             self._offline = False
+
+
+def _cell(value: Any) -> Any:
+    """What a table of W&B can hold: conversations become text."""
+    return value if isinstance(value, (str, int, float, bool, type(None))) else json.dumps(value, ensure_ascii=False)
 
 
 def _has_key() -> bool:

@@ -1,40 +1,26 @@
-"""Answers of a policy to prompts: greedy or sampled, nothing inherited from the model's own generation settings."""
+"""Answers by transformers' generate: greedy or sampled, nothing inherited from the model's own generation settings.
+
+Sampling noise belongs to the prompt, not to the process: the answer to prompt i is drawn with a generator of its own,
+seeded by (seed, i). So it does not depend on how prompts are batched or shared out over processes, there is no state
+to save for a resume, and two policies that answer the same prompts do so with the same noise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from pipeline.batches import by_length, pad_left
+from pipeline.models.forward import evaluating
+from pipeline.rollouts.answers import Answer, Progress, Sampling, cut_at_stop
 from pipeline.runtime import Ranks, autocast, gather_lists
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One generated response."""
-
-    ids: list[int]
-    """Response tokens, the stop token included where there is one."""
-    stopped: bool
-    """Whether it ended by itself, rather than at the length limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How answers are drawn.
-
-    `temperature` None is greedy; otherwise plain sampling from the whole distribution, divided by the temperature.
-    """
-
-    max_new_tokens: int
-    temperature: float | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,56 +46,79 @@ class Generator:
     def answers(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
     ) -> list[Answer]:
-        """One answer per prompt, in the prompts' order; a sampled answer depends on the seed and its batch."""
+        """One answer per prompt, in the prompts' order; a sampled answer depends on the seed and its place alone."""
         mine = list(range(self.ranks.rank, len(prompts), self.ranks.world_size))
         found: dict[int, Answer] = {}
-        was_training = self.model.training
-        self.model.eval()
         if progress is not None:
             progress(0, len(mine))
-        with torch.inference_mode(), autocast(self.precision), torch.random.fork_rng():
-            torch.manual_seed(sampling.seed * 1_000_003 + self.ranks.rank)
+        with evaluating(self.model), torch.inference_mode(), autocast(self.precision):
             for batch in by_length([len(prompts[index]) for index in mine], self.batch_size):
                 picked = [mine[index] for index in batch]
-                found.update(zip(picked, self._batch([prompts[index] for index in picked], sampling), strict=True))
+                answers = self._batch([prompts[index] for index in picked], picked, sampling)
+                found.update(zip(picked, answers, strict=True))
                 if progress is not None:
                     progress(len(found), len(mine))
-        self.model.train(was_training)
         return gather_lists([found[index] for index in mine])
 
-    def _batch(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Answer]:
+    def _batch(self, prompts: Sequence[Sequence[int]], places: Sequence[int], sampling: Sampling) -> list[Answer]:
         from transformers import GenerationConfig
 
         device = next(self.model.parameters()).device
         ids, mask = pad_left(prompts, self.pad_id)
-        greedy = sampling.temperature is None
+        # Noise is added to the logits, so that the largest one is the sample.
         config = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
-            do_sample=not greedy,
-            temperature=1.0 if greedy else sampling.temperature,
-            top_k=0,
-            top_p=1.0,
+            do_sample=False,
             repetition_penalty=1.0,
             eos_token_id=list(self.stop_ids),
             pad_token_id=self.pad_id,
             use_cache=True,
         )
-        with _without_own_settings(self.model):
+        with without_own_settings(self.model):
             produced = self.model.generate(
-                input_ids=ids.to(device), attention_mask=mask.long().to(device), generation_config=config
+                input_ids=ids.to(device),
+                attention_mask=mask.long().to(device),
+                generation_config=config,
+                logits_processor=_processors(places, sampling, device),
             )
-        return [self._cut(row) for row in produced[:, ids.shape[1] :].tolist()]
+        return [cut_at_stop(row, self.stop_ids) for row in produced[:, ids.shape[1] :].tolist()]
 
-    def _cut(self, row: list[int]) -> Answer:
-        """Everything up to and including the first stop token; what follows is padding."""
-        for index, token in enumerate(row):
-            if token in self.stop_ids:
-                return Answer(row[: index + 1], True)
-        return Answer(row, False)
+
+class GumbelNoise(LogitsProcessor):
+    """Adds each row's own Gumbel noise to its tempered logits: their largest entry is a sample (Gumbel-max trick).
+
+    Args:
+        seeds: of each row's generator.
+        temperature: divides the logits.
+        device: of the logits.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device):
+        self._temperature = temperature
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Noisy scores (B, V)."""
+        noise = torch.empty_like(scores)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores / self._temperature - noise.clamp_(min=torch.finfo(noise.dtype).tiny).log_()
+
+
+def _processors(places: Sequence[int], sampling: Sampling, device: torch.device) -> LogitsProcessorList:
+    if sampling.temperature is None:
+        return LogitsProcessorList()
+    seeds = [place_seed(sampling.seed, place) for place in places]
+    return LogitsProcessorList([GumbelNoise(seeds, sampling.temperature, device)])
+
+
+def place_seed(seed: int, place: int) -> int:
+    """Seed of the answer to one prompt of a call: a hash, as generators with neighbouring seeds may start alike."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{place}".encode()).digest()[:8]) >> 1
 
 
 @contextmanager
-def _without_own_settings(model: Any) -> Iterator[None]:
+def without_own_settings(model: Any) -> Iterator[None]:
     """Hide the model's own generation settings: transformers fills in from them whatever a call leaves open."""
     from transformers import GenerationConfig
 

@@ -142,7 +142,7 @@ class FakeRun:
     def __init__(self, wandb):
         self._wandb = wandb
 
-    def log(self, values, step):
+    def log(self, values, step=None):
         self._wandb.act("log")
         self._wandb.logged.append((step, dict(values)))
 
@@ -162,6 +162,10 @@ class FakeWandb(types.ModuleType):
     def act(self, name):
         if name == self.failing:
             raise ConnectionError(f"{name} is down")
+
+    def Table(self, columns, data):
+        self.act("Table")
+        return columns, data
 
     def Settings(self, **kwargs):
         return kwargs
@@ -274,6 +278,30 @@ def test_offline_writes_once_at_the_end_each_step_once(tmp_path, wandb, monkeypa
         (4, {"sft/loss": 0.25, "sft/eval/loss": 1.0}),
     ]
     assert heard.text == ""
+
+
+SAMPLES = [{"prompt": [{"role": "user", "content": "q"}], "score": 0.5}, {"prompt": [], "score": None}]
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_samples_are_sent_as_one_table_at_the_end(tmp_path, wandb, monkeypatch, mode):
+    if mode == "offline":
+        monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker, _ = tracked(tmp_path)
+    tracker.table("rollouts", SAMPLES)
+    assert wandb.logged == []
+    run_stage(tracker)
+    columns, data = wandb.logged[-1][1]["sft/rollouts"]
+    assert columns == ["prompt", "score"]
+    assert data == [['[{"role": "user", "content": "q"}]', 0.5], ["[]", None]]
+
+
+def test_a_table_that_cannot_be_sent_is_no_reason_to_stop(tmp_path, wandb):
+    wandb.failing = "Table"
+    tracker, heard = tracked(tmp_path)
+    tracker.table("rollouts", SAMPLES)
+    run_stage(tracker)
+    assert "Table is down" in heard.text and steps(tracker) == [2, 4]
 
 
 def test_disabled_means_not_even_imported(tmp_path, monkeypatch):

@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from evaluation.generate import Answer, Generator, Sampling
 from pipeline.models import adapters
 from pipeline.recipe.schema import AdapterSettings
+from pipeline.rollouts.answers import Answer, Sampling
+from pipeline.rollouts.generate import Generator
 from pipeline.runtime import Ranks
 
 ALONE = Ranks(0, 0, 1)

@@ -1,0 +1,186 @@
+"""From episodes to what PPO trains on: who trains on which rows, log-probabilities, values, rewards, advantages.
+
+Rows are laid out once per rollout: a seeded draw into minibatches, and in each minibatch micro-batches of similar
+length, shared out over the ranks. Micro-batches stay as they are for all passes, so old and new log-probabilities come
+from passes of one shape, and their ratio is exactly 1 until the first step. Layer 3.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pipeline.algorithms.gae import gae
+from pipeline.algorithms.kl import k1, penalised_rewards
+from pipeline.algorithms.masked import Moments, combine_moments, masked_moments, masked_sum, whiten
+from pipeline.algorithms.ppo import importance_weights
+from pipeline.batches import ResponseBatch, by_length, response_batch
+from pipeline.models.roles import POLICY, REFERENCE, Roles
+from pipeline.rollouts.rewards import Episode
+from pipeline.runtime import Ranks, gather_lists
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Rows of one forward pass, with everything that stays fixed while the policy learns from them."""
+
+    rows: tuple[int, ...]
+    """Which episodes of the rollout."""
+    batch: ResponseBatch
+    old_logps_BR: Tensor
+    """Of the policy as it was when it sampled."""
+    ref_logps_BR: Tensor
+    entropies_BR: Tensor
+    values_BR: Tensor
+    rewards_BR: Tensor
+    advantages_BR: Tensor
+    returns_BR: Tensor
+    weights_BR: Tensor | None
+    """Importance weights, where the sampler is not the policy itself."""
+    sampler_logps_BR: Tensor | None
+
+    @property
+    def mask_BR(self) -> Tensor:
+        """True on response tokens."""
+        return self.batch.response_mask_BR.to(self.old_logps_BR.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shaping:
+    """How scores become advantages."""
+
+    temperature: float
+    kl_coef: float
+    gamma: float
+    gae_lambda: float
+    whiten: bool
+    importance_cap: float
+
+
+Layout = list[list[tuple[int, ...]]]
+"""This rank's micro-batches, by minibatch: indices of episodes."""
+
+
+def lay_out(lengths: Sequence[int], minibatches: int, batch_size: int, ranks: Ranks, seed: int) -> Layout:
+    """Which episodes this rank passes through the models together.
+
+    The minibatches, and the micro-batches in them, are the same for any number of ranks.
+
+    Args:
+        lengths: tokens of each episode, prompt and answer.
+        minibatches: optimiser steps per pass; divides the number of episodes.
+        batch_size: rows per forward pass; times the ranks, divides a minibatch.
+        ranks: this process among its peers.
+        seed: draws the minibatches.
+    """
+    order = list(range(len(lengths)))
+    random.Random(seed).shuffle(order)
+    size = len(order) // minibatches
+    layout: Layout = []
+    for start in range(0, len(order), size):
+        # The longest come first, so that too large a batch shows at once.
+        rows = sorted(order[start : start + size], key=lambda index: (-lengths[index], index))
+        micro = [tuple(rows[first : first + batch_size]) for first in range(0, size, batch_size)]
+        layout.append(micro[ranks.rank :: ranks.world_size])
+    return layout
+
+
+@torch.no_grad()
+def collect(
+    roles: Roles,
+    episodes: Sequence[Episode],
+    used_scores: Sequence[float],
+    layout: Layout,
+    shaping: Shaping,
+    pad_id: int,
+) -> list[list[MicroBatch]]:
+    """This rank's share of a rollout, by minibatch.
+
+    Args:
+        roles: policy, reference and value as they are at this rollout.
+        episodes: of all ranks.
+        used_scores: of all episodes, after penalties.
+        layout: of this rank.
+        shaping: how scores become advantages.
+        pad_id: any id.
+    """
+    # Role by role, so that adapters are switched three times per rollout.
+    flat = [rows for micro_batches in layout for rows in micro_batches]
+    batches = [_batch([episodes[i] for i in rows], pad_id) for rows in flat]
+    old = [roles.logps(POLICY, batch, shaping.temperature, entropy=True) for batch in batches]
+    reference = [roles.logps(REFERENCE, batch, shaping.temperature).logps_BR for batch in batches]
+    values = [roles.values(batch) for batch in batches]
+    made = []
+    for rows, batch, policy, ref_logps, value in zip(flat, batches, old, reference, values, strict=True):
+        assert policy.entropies_BR is not None
+        device = policy.logps_BR.device
+        mask = batch.response_mask_BR.to(device)
+        scores = torch.tensor([used_scores[i] for i in rows], dtype=torch.float32, device=device)
+        rewards = penalised_rewards(scores, policy.logps_BR, ref_logps, mask, shaping.kl_coef)
+        found = gae(rewards, value, mask, shaping.gamma, shaping.gae_lambda)
+        sampler = _sampler_logps([episodes[i] for i in rows], mask)
+        weights = None
+        if sampler is not None:
+            weights = importance_weights(policy.logps_BR, sampler, mask, shaping.importance_cap)
+        made.append(
+            MicroBatch(
+                rows=rows, batch=batch, old_logps_BR=policy.logps_BR, ref_logps_BR=ref_logps,
+                entropies_BR=policy.entropies_BR, values_BR=value, rewards_BR=rewards,
+                advantages_BR=found.advantages_BR, returns_BR=found.returns_BR, weights_BR=weights,
+                sampler_logps_BR=sampler,
+            )
+        )  # fmt: skip
+    if shaping.whiten:
+        moments = moments_over_ranks([(micro.advantages_BR, micro.mask_BR) for micro in made])
+        made = [
+            replace(micro, advantages_BR=whiten(micro.advantages_BR, micro.mask_BR, moments=moments)) for micro in made
+        ]
+    each = iter(made)
+    return [[next(each) for _ in micro_batches] for micro_batches in layout]
+
+
+@torch.no_grad()
+def sequence_divergences(
+    roles: Roles, episodes: Sequence[Episode], temperature: float, batch_size: int, pad_id: int, ranks: Ranks
+) -> list[float]:
+    """log pi(y|x) - log ref(y|x) of each episode, in order, on every rank: their mean estimates KL(pi || ref)."""
+    mine = list(range(ranks.rank, len(episodes), ranks.world_size))
+    lengths = [len(episodes[i].prompt_ids) + len(episodes[i].answer.ids) for i in mine]
+    picked = [[mine[index] for index in rows] for rows in by_length(lengths, batch_size)]
+    batches = [_batch([episodes[i] for i in rows], pad_id) for rows in picked]
+    policy, reference = (
+        [roles.logps(role, batch, temperature).logps_BR for batch in batches] for role in (POLICY, REFERENCE)
+    )
+    found: dict[int, float] = {}
+    for rows, batch, logps, ref_logps in zip(picked, batches, policy, reference, strict=True):
+        mask = batch.response_mask_BR.to(logps.device)
+        found.update(zip(rows, masked_sum(k1(logps, ref_logps), mask, dim=-1).tolist(), strict=True))
+    return gather_lists([found[index] for index in mine])
+
+
+def moments_over_ranks(parts: Sequence[tuple[Tensor, Tensor]]) -> Moments:
+    """Number, mean and squared deviations of masked values over this rank's parts and all ranks."""
+    mine = [tuple(field.item() for field in masked_moments(x, mask)) for x, mask in parts]
+    return combine_moments(Moments(*map(_scalar, row)) for row in gather_lists(mine))
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _batch(episodes: Sequence[Episode], pad_id: int) -> ResponseBatch:
+    return response_batch([e.prompt_ids for e in episodes], [e.answer.ids for e in episodes], pad_id)
+
+
+def _sampler_logps(episodes: Sequence[Episode], mask_BR: Tensor) -> Tensor | None:
+    """Log-probabilities as the sampler reported them (B, R), where it did."""
+    if any(episode.answer.logps is None for episode in episodes):
+        return None
+    found = torch.zeros(mask_BR.shape, dtype=torch.float32)
+    for row, episode in enumerate(episodes):
+        found[row, : len(episode.answer.ids)] = torch.tensor(episode.answer.logps)
+    return found.to(mask_BR.device)

@@ -1,0 +1,321 @@
+"""Proximal policy optimisation with a KL penalty, its four roles on one frozen base.
+
+Takes: `data.prompts`, an earlier policy (start and reference), and rewards: sealed reward models, rules, a function.
+Gives: a policy. One rollout is the whole loop: sample answers, score them, take log-probabilities of policy and
+reference and values, turn scores less KL into whitened advantages, make a few passes over them, look at held-out
+prompts now and then, save. What is handed on is the best policy on held-out prompts, the one before the first step
+included.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any, cast
+
+from data_prep.build import prompt_hashes
+from data_prep.chat import ChatFormatter
+from pipeline import checkpoint
+from pipeline.algorithms.kl import AdaptiveKL
+from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, seen_prompts
+from pipeline.errors import PreemptedError, TrivetError
+from pipeline.models.load import device
+from pipeline.recipe.stage_settings import PpoSettings
+from pipeline.rollouts.collect import Shaping, collect, lay_out
+from pipeline.rollouts.rewards import Episode, Scores
+from pipeline.runtime import barrier, resolve_precision, seed_everything
+from pipeline.stages.policy import save_policy
+from pipeline.stages.ppo_metrics import Times, rollout_metrics
+from pipeline.stages.ppo_roles import make_roles
+from pipeline.stages.ppo_selection import Examiner, Measurement, gains, is_better
+from pipeline.stages.ppo_setup import (
+    Bench,
+    PromptRow,
+    demonstrations_to_mix,
+    make_bench,
+    make_prompts,
+    require_gate,
+)
+from pipeline.stages.ppo_state import Keeper, Progress
+from pipeline.stages.ppo_update import Learner
+
+SAMPLES = "rollouts.jsonl"
+"""In the artefact: some answers of every logged rollout, with score and divergence."""
+SAMPLES_PER_ROLLOUT = 4
+PATIENCE = 5
+"""Rollouts in a row in which no answer ends, or all are empty, before the stage gives up."""
+EXPLODED = 5.0
+"""Nats per token from the reference, on average: the policy shares nothing with it any more."""
+
+
+def run(context: StageContext) -> StageResult:
+    """Train and leave the policy in the context's folder."""
+    settings = cast(PpoSettings, context.recipe.stages[context.stage])
+    require_gate(context, settings)
+    precision = resolve_precision(settings.precision)
+    policy, roles = make_roles(context, settings, precision)
+    formatter = ChatFormatter(policy.tokenizer)
+    room = getattr(policy.model.config, "max_position_embeddings", None)
+    prompts = make_prompts(context, settings, formatter, seen_prompts(context.parents), room)
+    context.console.say(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out")
+    bench = make_bench(context, settings, roles, policy, formatter, precision)
+    total = settings.episodes // settings.rollout_batch_size
+    draw = demonstrations_to_mix(context.recipe, settings, formatter, context.ranks)
+    learner = Learner(roles, settings, total, context.ranks, draw, bench.pad_id)
+    keeper = Keeper(context.checkpoints, roles, learner, context.ranks.is_first)
+    loop = _Loop(bench, learner, keeper, Examiner(bench, prompts.held_out))
+    progress = loop.run(prompts.train, total)
+    keeper.restore_selected()
+    save_policy(policy, context)
+    if context.ranks.is_first:
+        trained = prompt_hashes([prompt for prompt, _ in prompts.train])
+        seen = seen_prompts(context.parents) | set(trained)
+        (context.folder / TRAIN_PROMPTS).write_text("\n".join(sorted(seen)) + "\n")
+        samples = context.work / SAMPLES
+        if samples.is_file():
+            text = samples.read_text(encoding="utf-8")
+            (context.folder / SAMPLES).write_text(text, encoding="utf-8")
+            context.tracker.table("rollouts", [json.loads(line) for line in text.splitlines()])
+    return StageResult(
+        form=cast(Any, policy.form),
+        tokenizer=policy.description,
+        precision=precision,
+        device=str(device()),
+        data={"prompts": prompts.report},
+        metrics=_metrics(progress, learner),
+    )
+
+
+class _Loop:
+    """Rollouts, one after another, from wherever the last complete checkpoint left off."""
+
+    def __init__(self, bench: Bench, learner: Learner, keeper: Keeper, examiner: Examiner):
+        self._bench = bench
+        self._context = bench.context
+        self._settings = bench.settings
+        self._learner = learner
+        self._keeper = keeper
+        self._examiner = examiner
+
+    def run(self, prompts: list[PromptRow], total: int) -> Progress:
+        """Train to the end, or until the KL budget is spent."""
+        settings, context = self._settings, self._context
+        progress = self._resume()
+        # Whatever a user's reward draws is the same in an interrupted run from here on.
+        if progress.rollouts == 0 and progress.before is None:
+            self._consider(progress)
+        context.console.progress("rollout", progress.rollouts, total)
+        while progress.rollouts < total and not progress.over_budget:
+            seed_everything(_seed(context.recipe.seed, progress.rollouts))
+            headline = self._rollout(progress, prompts)
+            if progress.over_budget:
+                break
+            last = progress.rollouts == total
+            if last or progress.rollouts % settings.eval_every == 0:
+                self._consider(progress)
+            stop = context.stop.agreed()
+            if stop or last or progress.rollouts % settings.save_every == 0:
+                self._keeper.save(progress)
+            context.console.progress("rollout", progress.rollouts, total, headline)
+            if stop and not last:
+                raise PreemptedError(
+                    f"stage {context.stage} was asked to stop; rollout {progress.rollouts} of {total} is saved, run "
+                    "the same command again to go on"
+                )
+        if progress.over_budget:
+            context.console.say(progress.over_budget)
+        return progress
+
+    def _resume(self) -> Progress:
+        context = self._context
+        found, passed_over = checkpoint.newest_complete(context.checkpoints)
+        progress = Progress(kl_coef=self._settings.kl_coef) if found is None else self._keeper.load(found)
+        if context.ranks.is_first:
+            for broken in passed_over:
+                context.console.say(f"{broken.name} was not complete when the run ended; it is left out")
+            context.tracker.rewind(progress.rollouts if found else -1, keep_held_out=True)
+            _rewind_samples(context, progress.rollouts)
+            if found:
+                context.console.say(f"going on from rollout {progress.rollouts}")
+        barrier()
+        if context.ranks.is_first:
+            checkpoint.keep_only(context.checkpoints, found)
+        return progress
+
+    def _rollout(self, progress: Progress, prompts: list[PromptRow]) -> str:
+        """One rollout, from prompts to a trained policy; returns what to show of it."""
+        settings, number = self._settings, progress.rollouts
+        run_seed = self._context.recipe.seed
+        seed, times = _seed(run_seed, number), Times()
+        with times("rollout"):
+            picked = _picked(prompts, number, settings.rollout_batch_size, run_seed)
+            episodes = self._bench.answer(picked, seed)
+        with times("score"):
+            scores = self._bench.judge(episodes)
+            layout = lay_out(
+                [len(e.prompt_ids) + len(e.answer.ids) for e in episodes],
+                settings.minibatches, settings.per_device_batch_size, self._context.ranks, seed,
+            )  # fmt: skip
+            shaping = Shaping(
+                temperature=settings.temperature, kl_coef=progress.kl_coef, gamma=settings.gamma,
+                gae_lambda=settings.gae_lambda, whiten=settings.whiten_advantages,
+                importance_cap=settings.vllm.importance_cap,
+            )  # fmt: skip
+            minibatches = collect(self._bench.roles, episodes, scores.used, layout, shaping, self._bench.pad_id)
+        rates = self._learner.rates
+        metrics, divergences = rollout_metrics(episodes, scores, minibatches, progress.kl_coef, self._context.ranks)
+        self._require_health(progress, episodes, metrics)
+        if settings.kl_max is not None and metrics["objective/kl_seq"] > settings.kl_max:
+            kept = progress.selected.rollout if progress.selected else number
+            progress.over_budget = (
+                f"rollout {number + 1} is {metrics['objective/kl_seq']:.2f} nats per answer away from the reference, "
+                f"over kl_max {settings.kl_max:g}: training ends, the policy after rollout {kept} is kept"
+            )
+            return ""
+        with times("train"):
+            report = self._learner.learn(minibatches, number, value_only=number < settings.value_warmup)
+        progress.first_maxdev = max(progress.first_maxdev, report.first_maxdev)
+        progress.rollouts += 1
+        progress.episodes += len(episodes)
+        tokens = sum(len(e.answer.ids) for e in episodes)
+        metrics |= {
+            **report.means(), "policy/ratio_max": report.ratio_max,
+            "policy/ratio_first_minibatch_maxdev": report.first_maxdev, "lr/policy": rates["policy"],
+            "lr/value": rates["value"], "episodes": progress.episodes, "opt_steps": self._learner.steps,
+            "tok_per_s": tokens / times.total, **times.metrics(),
+        }  # fmt: skip
+        if settings.kl_target is not None:
+            controller = AdaptiveKL(progress.kl_coef, settings.kl_target, settings.kl_horizon)
+            progress.kl_coef = controller.update(metrics["objective/kl_seq"], len(episodes))
+        if progress.rollouts % settings.log_every == 0 and self._context.ranks.is_first:
+            self._context.tracker.log(progress.rollouts, "train", metrics)
+            _write_samples(self._context, progress.rollouts, episodes, scores, divergences)
+        return f"score {metrics['objective/score']:.3f}  KL {metrics['objective/kl_seq']:.2f}"
+
+    def _consider(self, progress: Progress) -> None:
+        """Measure the policy as it is, and select it if it is the best so far."""
+        found = self._examiner.measure(progress.rollouts)
+        if found is None:
+            return
+        if progress.before is None:
+            progress.before = found
+        if is_better(found, progress.selected, self._settings):
+            progress.selected = found
+            self._keeper.select()
+        _log_measurement(self._context, progress, found)
+
+    def _require_health(self, progress: Progress, episodes: list[Episode], metrics: dict[str, float]) -> None:
+        """Stop at what more training would only make worse; the last complete checkpoint stays.
+
+        Raises:
+            TrivetError: naming what was seen and what to change.
+        """
+        kept, stage = "the last complete checkpoint is kept", self._context.stage
+        if metrics["objective/kl_token"] > EXPLODED:
+            raise TrivetError(
+                f"stage {stage}: rollout {progress.rollouts + 1} is {metrics['objective/kl_token']:.1f} nats per token "
+                f"away from the reference: the policy has broken down, {kept}. Lower learning_rate, raise "
+                "kl_coef, or set kl_max to end at a budget"
+            )
+        never = not any(episode.answer.stopped for episode in episodes)
+        progress.never_stopped = progress.never_stopped + 1 if never else 0
+        if never and progress.never_stopped == 1:
+            self._context.console.say(
+                f"no answer of rollout {progress.rollouts + 1} ended by itself within "
+                f"{self._settings.max_new_tokens} tokens"
+            )
+        if progress.never_stopped >= PATIENCE and self._settings.missing_eos_penalty > 0:
+            raise TrivetError(
+                f"stage {stage}: in {PATIENCE} rollouts no answer ended by itself within "
+                f"{self._settings.max_new_tokens} tokens, {kept}. Raise max_new_tokens, train SFT longer, or set "
+                "missing_eos_penalty: 0 to train on answers that are cut off"
+            )
+        empty = not any(episode.text for episode in episodes)
+        progress.all_empty = progress.all_empty + 1 if empty else 0
+        if progress.all_empty >= PATIENCE:
+            raise TrivetError(
+                f"stage {stage}: in {PATIENCE} rollouts every answer was empty, {kept}. Lower learning_rate, "
+                "raise kl_coef, or look at what the reward gives for an empty answer"
+            )
+
+
+def _picked(prompts: list[PromptRow], rollout: int, size: int, seed: int) -> list[PromptRow]:
+    """The prompts a rollout answers: pass after pass over all of them, each pass in an order of its own."""
+    orders: dict[int, list[int]] = {}
+    found = []
+    for episode in range(rollout * size, (rollout + 1) * size):
+        lap, place = divmod(episode, len(prompts))
+        if lap not in orders:
+            orders[lap] = random.Random(f"{seed}:{lap}").sample(range(len(prompts)), len(prompts))
+        found.append(prompts[orders[lap][place]])
+    return found
+
+
+def _seed(seed: int, rollout: int) -> int:
+    return (seed * 1_000_003 + rollout + 1) % 2**31
+
+
+def _log_measurement(context: StageContext, progress: Progress, found: Measurement) -> None:
+    values = {
+        "score": found.score, "kl_seq": found.kl, "objective": found.objective, "eos_rate": found.eos_rate,
+        "len_mean": found.response_tokens,
+    }  # fmt: skip
+    progress.measured.append({"rollout": found.rollout, **values})
+    if context.ranks.is_first:
+        context.tracker.log(found.rollout, "eval", values)
+    context.console.say(
+        f"held-out prompts after rollout {found.rollout}: score {found.score:.3f}, KL {found.kl:.2f}, "
+        f"{found.eos_rate:.0%} end"
+    )
+
+
+def _write_samples(
+    context: StageContext, rollout: int, episodes: list[Episode], scores: Scores, divergences: list[float]
+) -> None:
+    path = context.work / SAMPLES
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "rollout": rollout,
+            "prompt": [{"role": m.role, "content": m.content} for m in episodes[i].prompt.messages],
+            "response": episodes[i].text,
+            "score": scores.whole[i],
+            "score_used": scores.used[i],
+            **{f"score_{name}": part[i] for name, part in scores.parts.items() if len(scores.parts) > 1},
+            "kl": divergences[i],
+            "tokens": len(episodes[i].answer.ids),
+            "eos": episodes[i].answer.stopped,
+        }
+        for i in range(min(SAMPLES_PER_ROLLOUT, len(episodes)))
+    ]
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _rewind_samples(context: StageContext, rollouts: int) -> None:
+    """Forget the samples of rollouts that will run again, and a torn last line."""
+    path = context.work / SAMPLES
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["rollout"] <= rollouts:
+                kept.append(line)
+        except ValueError:
+            break
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _metrics(progress: Progress, learner: Learner) -> dict[str, Any]:
+    return {
+        **gains(progress.before, progress.selected),
+        "episodes": progress.episodes,
+        "rollouts": progress.rollouts,
+        "selected_rollout": progress.selected.rollout if progress.selected else progress.rollouts,
+        "steps": learner.steps,
+        "kl_coef": progress.kl_coef,
+        "ratio_first_minibatch_maxdev": progress.first_maxdev,
+        "stopped": progress.over_budget or None,
+        "measured": progress.measured,
+    }

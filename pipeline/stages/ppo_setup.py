@@ -1,0 +1,221 @@
+"""What a PPO stage works with besides its roles: rewards, prompts, demonstrations, and what it samples and judges with.
+
+A reward model must pass the gate before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.build import encode, encode_demonstrations, prompts, without_seen
+from data_prep.chat import ChatFormatter
+from data_prep.clean import limit_records
+from data_prep.records import Prompt
+from pipeline.context import StageContext
+from pipeline.errors import DataError, RecipeError, TrivetError
+from pipeline.models.roles import Roles
+from pipeline.recipe.lineage import reward_role, reward_sources
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.stage_settings import FUNCTION, RULES, PpoSettings, RewardSource
+from pipeline.rollouts.answers import Engine, Progress, Sampling
+from pipeline.rollouts.foreign import foreign_reward
+from pipeline.rollouts.rewards import (
+    Episode,
+    FunctionReward,
+    Penalties,
+    Reward,
+    RuleReward,
+    Scores,
+    StageReward,
+    score,
+)
+from pipeline.runtime import Ranks
+from pipeline.stages.policy import Policy
+from pipeline.stages.ppo_engine import make_engine
+from pipeline.stages.ppo_roles import reward_models
+from pipeline.stages.ppo_update import Draw, Row
+
+PromptRow = tuple[Prompt, list[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSet:
+    """Prompts with their ids: to train on, and to measure on."""
+
+    train: list[PromptRow]
+    held_out: list[PromptRow]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What answers are made and judged with, in training and on held-out prompts alike."""
+
+    context: StageContext
+    settings: PpoSettings
+    roles: Roles
+    engine: Engine
+    rewards: Sequence[tuple[Reward, float]]
+    penalties: Penalties
+    formatter: ChatFormatter
+    pad_id: int
+
+    def answer(self, prompts: Sequence[PromptRow], seed: int, progress: Progress | None = None) -> list[Episode]:
+        """One sampled answer per prompt, on every rank."""
+        sampling = Sampling(self.settings.max_new_tokens, self.settings.temperature, seed)
+        answers = self.engine.answers([ids for _, ids in prompts], sampling, progress)
+        return [
+            Episode(prompt, ids, answer, self.formatter.response_text(answer.ids))
+            for (prompt, ids), answer in zip(prompts, answers, strict=True)
+        ]
+
+    def judge(self, episodes: Sequence[Episode]) -> Scores:
+        """Scores by all rewards, and as PPO uses them."""
+        return score(episodes, self.rewards, self.penalties)
+
+
+def make_bench(
+    context: StageContext, settings: PpoSettings, roles: Roles, policy: Policy, formatter: ChatFormatter, precision: str
+) -> Bench:
+    """Engine, rewards and penalties as the recipe asks for them."""
+    pad_id = policy.description.pad_id
+    return Bench(
+        context=context,
+        settings=settings,
+        roles=roles,
+        engine=make_engine(context, settings, roles, formatter, pad_id, precision),
+        rewards=make_rewards(context, settings, roles, pad_id),
+        penalties=Penalties(
+            settings.max_new_tokens,
+            settings.missing_eos_penalty,
+            settings.overlong_buffer,
+            settings.overlong_penalty,
+            settings.score_clip,
+        ),
+        formatter=formatter,
+        pad_id=pad_id,
+    )
+
+
+def require_gate(context: StageContext, settings: PpoSettings) -> None:
+    """Refuse reward models that have not shown that they can tell good answers from bad.
+
+    Raises:
+        TrivetError: with the model's figures, and how to override.
+    """
+    asked = settings.gate.min_accuracy
+    for index, source in enumerate(reward_sources(context.recipe, context.stage)):
+        parent = context.parents.get(reward_role(index))
+        if parent is None or asked == 0:
+            continue
+        accuracy, interval = (parent.manifest.metrics.get(k) for k in ("eval_accuracy", "eval_accuracy_ci95"))
+        override = (
+            f"train it longer or on more pairs, or override with `--set stages.{context.stage}.gate.min_accuracy=0`"
+        )
+        if accuracy is None or interval is None:
+            raise TrivetError(
+                f"stage {context.stage}: reward model {source.from_} was measured on no held-out pairs, so nothing "
+                f"says that its scores mean anything; raise data.preference.eval_fraction, or {override}"
+            )
+        if interval[0] <= asked:
+            raise TrivetError(
+                f"stage {context.stage}: reward model {source.from_} prefers the better answer in {accuracy:.0%} of "
+                f"{parent.manifest.metrics['eval_n']} held-out pairs [{interval[0]:.2f}, {interval[1]:.2f}]; the gate "
+                f"asks for a lower end above {asked:.2f}: {override}"
+            )
+
+
+def make_rewards(context: StageContext, settings: PpoSettings, roles: Roles, pad_id: int) -> list[tuple[Reward, float]]:
+    """The stage's rewards with their weights."""
+    sealed = iter(reward_models(context))
+
+    def one(source: RewardSource) -> Reward:
+        if source.from_ in context.recipe.stages:
+            found = next(sealed)
+            return StageReward(
+                name=source.from_,
+                roles=roles,
+                members=found.members,
+                spec=found.spec,
+                normalised=settings.normalise_scores,
+                pad_id=pad_id,
+                batch_size=settings.per_device_batch_size,
+                ranks=context.ranks,
+            )
+        if source.from_ == RULES:
+            return RuleReward()
+        if source.from_ == FUNCTION:
+            assert context.reward_function is not None
+            return FunctionReward(context.reward_function)
+        return foreign_reward(source.from_, settings.per_device_batch_size, context.ranks)
+
+    return [(one(source), source.weight) for source in reward_sources(context.recipe, context.stage)]
+
+
+def make_prompts(
+    context: StageContext,
+    settings: PpoSettings,
+    formatter: ChatFormatter,
+    seen: frozenset[str],
+    positions: int | None = None,
+) -> PromptSet:
+    """Prompts to train on and held-out ones that no ancestor was trained on.
+
+    Args:
+        context: of the stage.
+        settings: of the stage.
+        formatter: turns prompts into ids.
+        seen: hashes of prompts that ancestors were trained on.
+        positions: tokens that the model can see at once, where it says so.
+
+    Raises:
+        DataError: nothing is left to train on, or nothing that its rules could score.
+        RecipeError: prompts and answers do not fit in the model's context.
+    """
+    recipe = context.recipe
+    found = prompts(recipe.data, recipe.seed)
+    longest = recipe.data.prompts.max_prompt_length
+    train, held_out = found.train, without_seen(found.held_out, seen)
+    if any(source.from_ == RULES for source in reward_sources(recipe, context.stage)):
+        kept = [[prompt for prompt in part if prompt.check is not None] for part in (train, held_out)]
+        found.report["dropped"]["no_rule"] = len(train) + len(held_out) - sum(map(len, kept))
+        train, held_out = kept
+    held_out = limit_records(held_out, settings.eval_prompts, 0)
+    rows = [encode(part, lambda prompt: formatter.prompt(prompt, longest), found.report) for part in (train, held_out)]
+    if not rows[0].rows:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in found.report["dropped"].items()) or "none was read"
+        raise DataError(f"stage {context.stage}: no prompt is left to train on ({reasons})")
+    _require_room(context, settings, max(len(row.ids) for part in rows for row in part.rows), positions)
+    found.report.update(train_rows=len(rows[0].rows), eval_rows=len(rows[1].rows))
+    train_rows, held_out_rows = (
+        [(prompt, row.ids) for prompt, row in zip(part.records, part.rows, strict=True)] for part in rows
+    )
+    return PromptSet(train=train_rows, held_out=held_out_rows, report=found.report)
+
+
+def _require_room(context: StageContext, settings: PpoSettings, longest: int, positions: int | None) -> None:
+    """Refuse prompts that leave no room for an answer in the model's context."""
+    if positions is not None and longest + settings.max_new_tokens > positions:
+        raise RecipeError(
+            f"stage {context.stage}: the longest prompt has {longest} tokens, with max_new_tokens "
+            f"{settings.max_new_tokens} that is more than the model's context of {positions}; set "
+            f"data.prompts.max_prompt_length to {max(positions - settings.max_new_tokens, 1)} or less"
+        )
+
+
+def demonstrations_to_mix(recipe: Recipe, settings: PpoSettings, formatter: ChatFormatter, ranks: Ranks) -> Draw | None:
+    """For PPO-ptx: this rank's share of as many demonstrations as a step has answers, drawn by the step's number."""
+    if settings.ptx_coef == 0:
+        return None
+    train, _, _ = encode_demonstrations(recipe.data, formatter, recipe.seed)
+    rows: list[Row] = [(row.input_ids, row.response_mask) for row in train.rows]
+    size = settings.rollout_batch_size // settings.minibatches
+
+    def draw(step: int) -> Sequence[Row]:
+        picked = random.Random(f"{recipe.seed}:{step}").choices(rows, k=size)
+        return picked[ranks.rank :: ranks.world_size]
+
+    return draw

@@ -1,0 +1,260 @@
+"""PPO's learning from one rollout: passes over its minibatches, one optimiser step of policy and value each.
+
+A step divides by the token count of all ranks and micro-batches, known before its first backward pass, so that it is
+the same however its rows are spread; gradients are summed over ranks by hand, as only small adapters have any.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
+
+from pipeline.algorithms.masked import masked_mean, masked_sum
+from pipeline.algorithms.ppo import policy_loss, value_loss
+from pipeline.batches import ScoringBatch, scoring_batch
+from pipeline.errors import TrivetError
+from pipeline.models.roles import POLICY, VALUE, Roles
+from pipeline.recipe.stage_settings import PpoSettings
+from pipeline.rollouts.collect import MicroBatch
+from pipeline.runtime import Ranks, gather_lists, sum_over_ranks
+
+_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "linear": lambda done: 1 - done,
+    "constant": lambda done: 1.0,
+}
+"""Share of the peak learning rate when a share of the rollouts after warm-up is done."""
+ADAM_EPS = 1e-5
+"""Larger than usual, as in the implementations that PPO's known results come from (arXiv 2403.17031)."""
+
+Row = tuple[Sequence[int], Sequence[bool]]
+Draw = Callable[[int], Sequence[Row]]
+"""Gives demonstrations to mix into a step: this rank's rows of them, for the number of the step."""
+
+
+@dataclass(slots=True)
+class UpdateReport:
+    """What one rollout's learning looked like, over all ranks."""
+
+    steps: int = 0
+    first_maxdev: float = 0.0
+    """Largest |ratio - 1| before the first step: 0, or old and new log-probabilities are not of one kind."""
+    sums: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    ratio_max: float = 0.0
+    stopped_early: bool = False
+
+    def add(self, name: str, value: float, weight: float = 1.0) -> None:
+        """Take a value into the mean of that name."""
+        self.sums[name] = self.sums.get(name, 0.0) + value * weight
+        self.weights[name] = self.weights.get(name, 0.0) + weight
+
+    def means(self) -> dict[str, float]:
+        """The weighted mean of everything that was added."""
+        return {name: total / max(self.weights[name], 1e-12) for name, total in self.sums.items()}
+
+
+class Learner:
+    """Optimisers of policy and value, and the steps they take.
+
+    Args:
+        roles: whose trainable parameters they own.
+        settings: of the stage.
+        rollouts: how many there will be; the learning rate falls from one to the next.
+        ranks: this process among its peers.
+        draw: demonstrations for PPO-ptx, or None.
+        pad_id: any id.
+    """
+
+    def __init__(
+        self, roles: Roles, settings: PpoSettings, rollouts: int, ranks: Ranks, draw: Draw | None, pad_id: int
+    ):
+        self._roles = roles
+        self._settings = settings
+        self._ranks = ranks
+        self._draw = draw
+        self._pad_id = pad_id
+        self.steps = 0
+        rates = {POLICY: settings.learning_rate, VALUE: settings.value_learning_rate or settings.learning_rate}
+        self.optimisers = {role: _optimiser(roles.trainable(role), rate, settings) for role, rate in rates.items()}
+        share = _schedule(settings, rollouts)
+        self.schedulers = {role: LambdaLR(optimiser, share) for role, optimiser in self.optimisers.items()}
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Current learning rate by role."""
+        return {role: float(scheduler.get_last_lr()[0]) for role, scheduler in self.schedulers.items()}
+
+    def learn(self, minibatches: Sequence[Sequence[MicroBatch]], seed: int, *, value_only: bool) -> UpdateReport:
+        """All passes over one rollout.
+
+        Args:
+            minibatches: this rank's micro-batches, by minibatch.
+            seed: orders the minibatches of each pass.
+            value_only: leave the policy as it is (critic warm-up).
+
+        Raises:
+            TrivetError: a loss or gradient that is not finite; no parameter has taken it in.
+        """
+        report = UpdateReport()
+        order = random.Random(seed)
+        for _ in range(self._settings.epochs):
+            for index in order.sample(range(len(minibatches)), len(minibatches)):
+                divergence = self._step(minibatches[index], report, value_only)
+                if self._settings.stop_kl is not None and divergence > self._settings.stop_kl:
+                    report.stopped_early = True
+                    break
+            if report.stopped_early:
+                break
+        for scheduler in self.schedulers.values():
+            scheduler.step()
+        return report
+
+    def _step(self, minibatch: Sequence[MicroBatch], report: UpdateReport, value_only: bool) -> float:
+        """One optimiser step of each role; returns the divergence from the sampler before it, per token."""
+        count = _over_ranks([float(micro.batch.response_mask_BR.sum()) for micro in minibatch])
+        divergence = 0.0
+        if not value_only:
+            divergence = self._policy_step(minibatch, count, report)
+        self._value_step(minibatch, count, report)
+        self.steps += 1
+        report.steps += 1
+        return divergence
+
+    def _policy_step(self, minibatch: Sequence[MicroBatch], tokens: float, report: UpdateReport) -> float:
+        settings = self._settings
+        rows = _over_ranks([float(len(micro.rows)) for micro in minibatch])
+        seen = []
+        for micro in minibatch:
+            found = self._roles.logps(POLICY, micro.batch, settings.temperature, entropy=settings.entropy_coef > 0)
+            loss, diagnostics = policy_loss(
+                found.logps_BR,
+                micro.old_logps_BR,
+                micro.advantages_BR,
+                micro.mask_BR,
+                clip_low=settings.clip_range,
+                clip_high=settings.clip_range_high or settings.clip_range,
+                dual_clip=settings.dual_clip,
+                denominator=self._denominator(tokens, rows),
+                weights_BR=micro.weights_BR,
+                aggregation=settings.loss_aggregation,
+            )
+            total = loss
+            if found.entropies_BR is not None and settings.entropy_coef > 0:
+                total = loss - settings.entropy_coef * masked_mean(found.entropies_BR, micro.mask_BR, tokens)
+            self._roles.backward(total)
+            # The loss is this micro-batch's part of the step's; all else is a mean over its tokens.
+            seen.append({"loss": loss.item(), **{k: float(v) for k, v in diagnostics._asdict().items()}})
+        if self._draw is not None:
+            report.add("policy/ptx_loss", self._demonstrations(self._draw(self.steps)))
+        everywhere = gather_lists(seen)
+        self._apply(POLICY, sum(each["loss"] for each in everywhere), report)
+        divergence = _token_mean(everywhere, "approx_kl_k3")
+        if report.steps == 0:
+            report.first_maxdev = max(each["ratio_maxdev"] for each in everywhere)
+        report.ratio_max = max(report.ratio_max, *(each["ratio_max"] for each in everywhere))
+        for name in ("clipfrac_high", "clipfrac_low", "clipfrac_dual", "approx_kl_k2", "approx_kl_k3", "ratio_mean"):
+            report.add(f"policy/{name}", _token_mean(everywhere, name))
+        return divergence
+
+    def _value_step(self, minibatch: Sequence[MicroBatch], tokens: float, report: UpdateReport) -> None:
+        seen = []
+        for micro in minibatch:
+            values = self._roles.values(micro.batch)
+            clip = self._settings.value_clip
+            loss, diagnostics = value_loss(values, micro.values_BR, micro.returns_BR, micro.mask_BR, clip, tokens)
+            self._roles.backward(loss)
+            seen.append({"loss": loss.item(), **{k: float(v) for k, v in diagnostics._asdict().items()}})
+        everywhere = gather_lists(seen)
+        self._apply(VALUE, sum(each["loss"] for each in everywhere), report)
+        report.add("value/clipfrac", _token_mean(everywhere, "clipfrac"))
+
+    def _demonstrations(self, rows: Sequence[Row]) -> float:
+        """Add the gradient of ptx_coef times the demonstrations' loss per token; return that loss."""
+        size = self._settings.per_device_batch_size
+        batches = [scoring_batch(rows[start : start + size], self._pad_id) for start in range(0, len(rows), size)]
+        tokens = _over_ranks([float(batch.response_mask_BT.sum()) for batch in batches])
+        parts = [self._demonstration_loss(batch, tokens) for batch in batches]
+        return sum(gather_lists(parts))
+
+    def _demonstration_loss(self, batch: ScoringBatch, tokens: float) -> float:
+        logps = self._roles.demonstration_logps(batch)
+        loss = -masked_sum(logps, batch.response_mask_BT[:, 1:].to(logps.device)) / tokens
+        self._roles.backward(self._settings.ptx_coef * loss)
+        return loss.item()
+
+    def _apply(self, role: str, loss: float, report: UpdateReport) -> None:
+        """Sum gradients over ranks, clip them, and step, unless something is not finite."""
+        parameters = self._roles.trainable(role)
+        _sum_gradients(parameters)
+        norm = float(clip_grad_norm_(parameters, self._settings.max_grad_norm))
+        for what, value in (("loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                raise TrivetError(
+                    f"the {role}'s {what} became {value} at optimiser step {self.steps + 1}; it did not reach the "
+                    "weights, the last complete checkpoint is kept. Lower learning_rate, raise kl_coef, or use "
+                    "precision: fp32"
+                )
+        self.optimisers[role].step()
+        self.optimisers[role].zero_grad(set_to_none=True)
+        report.add(f"{role}/loss", loss)
+        report.add(f"{role}/grad_norm", norm)
+
+    def _denominator(self, tokens: float, rows: float) -> float:
+        match self._settings.loss_aggregation:
+            case "token_mean":
+                return tokens
+            case "constant":
+                return rows * self._settings.max_new_tokens
+        return rows
+
+
+def _optimiser(parameters: Sequence[Parameter], rate: float, settings: PpoSettings) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=rate, eps=ADAM_EPS, weight_decay=settings.weight_decay)
+
+
+def _schedule(settings: PpoSettings, rollouts: int) -> Callable[[int], float]:
+    """Share of the peak learning rate in each rollout.
+
+    The library's schedules begin at 0, which costs a step there; here it would be a whole rollout.
+    """
+    warmup = round(settings.warmup_ratio * rollouts)
+    shape = _SCHEDULES[settings.schedule]
+
+    def share(rollout: int) -> float:
+        if rollout < warmup:
+            return (rollout + 1) / (warmup + 1)
+        return shape((rollout - warmup) / max(rollouts - warmup, 1))
+
+    return share
+
+
+def _sum_gradients(parameters: Sequence[Parameter]) -> None:
+    """Every rank's gradient becomes the sum of all, in one message."""
+    gradients = [
+        parameter.grad if parameter.grad is not None else torch.zeros_like(parameter) for parameter in parameters
+    ]
+    flat: Tensor = sum_over_ranks(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    start = 0
+    for parameter in parameters:
+        # Weights of a model in bfloat16 have gradients in it too; the value head beside them is float32.
+        parameter.grad = flat[start : start + parameter.numel()].view_as(parameter).to(parameter.dtype)
+        start += parameter.numel()
+
+
+def _over_ranks(mine: Sequence[float]) -> float:
+    return sum(gather_lists(list(mine)))
+
+
+def _token_mean(everywhere: Sequence[Mapping[str, Any]], name: str) -> float:
+    tokens = sum(each["tokens"] for each in everywhere)
+    return float(sum(each[name] * each["tokens"] for each in everywhere) / max(tokens, 1.0))

@@ -1,0 +1,5 @@
+"""Structured output, which is not asked for."""
+
+
+class StructuredOutputsParams:
+    pass
