@@ -18,16 +18,19 @@ from data_prep.templates import template_text
 from pipeline import artefact
 from pipeline.durable import sha256_json
 from pipeline.models.source import BaseIdentity, identify
-from pipeline.recipe.lineage import parents_of, reward_role, reward_sources, used_data
+from pipeline.recipe.lineage import parents_of, prompts_from, reward_role, reward_sources, used_data
 from pipeline.recipe.schema import DataSetSettings, Recipe
 from pipeline.recipe.stage_settings import FUNCTION, RULES, DpoSettings, PpoSettings, RewardSource
 from pipeline.reward_function import RewardFunction
 
-ALGORITHM_VERSIONS = {"sft": 1, "reward": 1, "ppo": 1, "dpo": 1, "evaluation": 1}
+ALGORITHM_VERSIONS = {"sft": 1, "reward": 1, "ppo": 1, "dpo": 1, "evaluation": 2}
 """Raised when a change of ours changes a kind's results, so that older artefacts are not taken for new ones."""
 EVALUATION = "evaluation"
-_NOT_IN_KEYS = {"policy", "init", "reward_model", "rewards", "gate"}
-"""Names of earlier stages, whose keys count instead, and what decides whether a stage runs, not what it makes."""
+_NOT_IN_KEYS: dict[str, Any] = {
+    **dict.fromkeys(("policy", "init", "reward_model", "rewards", "gate"), True),
+    "vllm": {"url": True},
+}
+"""Names of earlier stages, whose keys count instead, and what says whether or where a stage runs, not what it makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,23 +151,29 @@ def _stage_settings(
         "data": {which: _data_settings(recipe, which, prints) for which in used_data(recipe, name)},
     }
     if isinstance(stage, PpoSettings):
-        settings["prompts"] = recipe.data.prompts.model_dump(mode="json", by_alias=True)
+        settings["prompts"] = {
+            **recipe.data.prompts.model_dump(mode="json", by_alias=True),
+            "from": prompts_from(recipe),
+        }
         sources = enumerate(reward_sources(recipe, name))
-        settings["rewards"] = [_reward_settings(recipe, index, source, function) for index, source in sources]
+        settings["rewards"] = [_reward_settings(recipe, name, index, source, function) for index, source in sources]
     return settings
 
 
 def _reward_settings(
-    recipe: Recipe, index: int, source: RewardSource, function: RewardFunction | None
+    recipe: Recipe, name: str, index: int, source: RewardSource, function: RewardFunction | None
 ) -> dict[str, Any]:
     """What of a reward determines its scores: a stage's key is among the parents' already, others are content."""
     if source.from_ in recipe.stages:
         return {"parent": reward_role(index), "weight": source.weight}
     if source.from_ == FUNCTION:
-        return {"function": function.sha256 if function else None, "weight": source.weight}
+        # One file may hold several functions.
+        found = {"name": function.name, "content": function.sha256} if function else None
+        return {"function": found, "weight": source.weight}
     if source.from_ == RULES:
         return {"rules": True, "weight": source.weight}
-    return {"model": identify(source.from_, None, "a reward's `from`").fingerprint, "weight": source.weight}
+    where = f"stages.{name}.rewards.{index}.from"
+    return {"model": identify(source.from_, None, where).fingerprint, "weight": source.weight}
 
 
 def _evaluation_settings(recipe: Recipe, base: BaseIdentity, prints: dict[str, list[str]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,18 +62,21 @@ def load(found: RewardFunction) -> Callable[[Sequence[Messages], Sequence[str]],
     spec = importlib.util.spec_from_file_location(f"trivet_reward_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Its own neighbours may be imported, as they could when it was run as a script.
+    # Its own neighbours may be imported, as they could when it was run as a script; dataclasses look their module up.
     sys.path.append(str(path.parent))
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(
             f"--reward {found.spec}: importing {path} failed with {type(error).__name__}: {error}"
         ) from error
     function = getattr(module, found.name, None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise RecipeError(f"--reward {found.spec}: {path} has no function {found.name!r}; it has {', '.join(names)}")
+        raise RecipeError(
+            f"--reward {found.spec}: {path} has no function {found.name!r}; it has {', '.join(names) or 'none'}"
+        )
     return function
 
 
@@ -89,9 +92,14 @@ def call(
         TrivetError: it raised, or did not give one finite number for each answer.
     """
     try:
-        scores = list(function(prompts, answers))
+        given = function(prompts, answers)
+        scores = list(given) if isinstance(given, Iterable) else None
     except Exception as error:
         raise TrivetError(f"--reward {spec}: the function raised {type(error).__name__}: {error}") from error
+    if scores is None:
+        raise TrivetError(
+            f"--reward {spec}: the function gave {given!r}; expected a list with a number for each answer"
+        )
     if len(scores) != len(answers):
         raise TrivetError(f"--reward {spec}: the function gave {len(scores)} scores for {len(answers)} answers")
     for index, score in enumerate(scores):
@@ -104,6 +112,8 @@ def call(
 
 
 def _is_finite_number(score: Any) -> bool:
+    if isinstance(score, (str, bytes)):
+        return False
     try:
         return math.isfinite(float(score))
     except (TypeError, ValueError):

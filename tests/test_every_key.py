@@ -3,18 +3,22 @@
 A key that nothing reads is the worst kind of bug here: a user believes it. For each key of the schema the table below
 holds a change, and the test asserts that the change shows in what the pipeline would hand to the libraries and to the
 file system: trainer arguments, adapter and model options, encoded rows, prompts and sampling of the evaluation, W&B's
-options, the run directory. A new key without a line here fails.
+options, the run directory. A PPO stage is run, on a tiny model, and what it logs and leaves is compared. A new key
+without a line here fails.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.recipe import loads_recipe
+from pipeline.recipe import LoadedRecipe, loads_recipe
 from pipeline.recipe.vocabulary import is_block, members, schema_keys
 
 RECIPE = """
@@ -28,17 +32,29 @@ stages:
   dpo: {max_steps: 2}
   more: {kind: sft, max_steps: 2}
   rpo: {kind: dpo, loss_type: rpo}
+  reward: {max_steps: 2}
+  judge: {kind: reward, max_steps: 2}
+  ppo:
+    episodes: 8
+    rollout_batch_size: 4
+    per_device_batch_size: 2
+    learning_rate: 0.01
+    max_new_tokens: 4
+    precision: fp32
+    gate: {min_accuracy: 0}
+    eval_prompts: 3
 """
 
 PLAIN_ROWS = Path(__file__).parent / "data" / "plain_pairs.jsonl"
 """Pairs whose rows do not name their split, so that the hash of the prompt decides."""
+PAIRS_WITH_MARGINS = Path(__file__).parent / "data" / "margin_pairs.jsonl"
 
-CHANGES: dict[str, str | list[str]] = {
+CHANGES: dict[str, str] = {
     "name": "name=other",
     "seed": "seed=18",
     "output_dir": "output_dir=elsewhere",
     "model.base": "model.base=builtin:smollm2-135m-instruct",
-    "model.revision": ["model.base=owner/name", "model.revision=abc"],
+    "model.revision": "model.revision=abc",
     "model.dtype": "model.dtype=bfloat16",
     "model.quantization": "model.quantization=nf4",
     "model.attention": "model.attention=eager",
@@ -73,41 +89,118 @@ for data_set, source in (("sft", "alpaca_sample"), ("preference", "preference_sa
     CHANGES |= {
         f"data.{data_set}.sources": f"data.{data_set}.sources=[{{path: builtin:{source}, limit: 4}}]",
         f"data.{data_set}.max_length": f"data.{data_set}.max_length=150",
-        f"data.{data_set}.eval_fraction": [
-            f"data.{data_set}.sources=[{{path: {PLAIN_ROWS}}}]",
-            f"data.{data_set}.eval_fraction=0.6",
-        ],
+        f"data.{data_set}.eval_fraction": f"data.{data_set}.eval_fraction=0.6",
         f"data.{data_set}.eval_limit": f"data.{data_set}.eval_limit=3",
         f"data.{data_set}.sources[].path": f"data.{data_set}.sources.0.path=builtin:missing",
         f"data.{data_set}.sources[].format": f"data.{data_set}.sources.0.format=hh",
-        f"data.{data_set}.sources[].revision": [f"data.{data_set}.sources=[{{path: 'hub:a/b', revision: v1}}]"],
-        f"data.{data_set}.sources[].split": [f"data.{data_set}.sources=[{{path: 'hub:a/b', split: test}}]"],
+        f"data.{data_set}.sources[].revision": f"data.{data_set}.sources.0.revision=v1",
+        f"data.{data_set}.sources[].split": f"data.{data_set}.sources.0.split=test",
         f"data.{data_set}.sources[].limit": f"data.{data_set}.sources.0.limit=5",
+        f"data.{data_set}.sources[].weight": f"data.{data_set}.sources.1.weight=5",
     }
-CHANGES["data.sft.sources[].weight"] = ["data.sft.sources.0.weight=1", "data.sft.sources.1.weight=5"]
-CHANGES["data.preference.sources[].weight"] = [
-    "data.preference.sources=[{path: builtin:preference_sample, limit: 8, weight: 1}, "
-    "{path: builtin:preference_sample, limit: 4, weight: 4}]"
-]
-for stage in ("sft", "dpo"):
+for stage in ("sft", "reward", "ppo", "dpo"):
     CHANGES |= {
         f"stages.{stage}.kind": f"stages.again={{kind: {stage}}}",
         f"stages.{stage}.learning_rate": f"stages.{stage}.learning_rate=1e-6",
         f"stages.{stage}.epochs": f"stages.{stage}.epochs=3",
-        f"stages.{stage}.max_steps": f"stages.{stage}.max_steps=9",
-        f"stages.{stage}.global_batch_size": f"stages.{stage}.global_batch_size=8",
-        f"stages.{stage}.per_device_batch_size": f"stages.{stage}.per_device_batch_size=2",
-        f"stages.{stage}.precision": [f"stages.{stage}.precision=fp32", f"stages.{stage}.precision=bf16"],
-        f"stages.{stage}.schedule": f"stages.{stage}.schedule=linear",
+        f"stages.{stage}.per_device_batch_size": f"stages.{stage}.per_device_batch_size=1",
+        f"stages.{stage}.precision": f"stages.{stage}.precision=bf16",
+        f"stages.{stage}.schedule": f"stages.{stage}.schedule=constant",
         f"stages.{stage}.warmup_ratio": f"stages.{stage}.warmup_ratio=0.5",
-        f"stages.{stage}.max_grad_norm": f"stages.{stage}.max_grad_norm=0.5",
+        f"stages.{stage}.max_grad_norm": f"stages.{stage}.max_grad_norm=1e-3",
         f"stages.{stage}.weight_decay": f"stages.{stage}.weight_decay=0.1",
         f"stages.{stage}.gradient_checkpointing": f"stages.{stage}.gradient_checkpointing=true",
-        f"stages.{stage}.log_every": f"stages.{stage}.log_every=1",
+        f"stages.{stage}.log_every": f"stages.{stage}.log_every=2",
         f"stages.{stage}.save_every": f"stages.{stage}.save_every=1",
-        f"stages.{stage}.deepspeed": f"stages.{stage}.deepspeed=zero2",
+        f"stages.{stage}.deepspeed": f"stages.{stage}.deepspeed=none",
+    }
+for stage in ("sft", "reward", "dpo"):
+    CHANGES |= {
+        f"stages.{stage}.max_steps": f"stages.{stage}.max_steps=9",
+        f"stages.{stage}.global_batch_size": f"stages.{stage}.global_batch_size=8",
         f"stages.{stage}.trainer_args": f"stages.{stage}.trainer_args={{adam_beta1: 0.5}}",
     }
+CHANGES |= {
+    "stages.reward.init": "stages.reward.init=base",
+    "stages.reward.center_coefficient": "stages.reward.center_coefficient=0.1",
+    "stages.reward.use_margins": "stages.reward.use_margins=false",
+    "stages.reward.ensemble": "stages.reward.ensemble=2",
+    "stages.reward.aggregate": "stages.reward.aggregate=min",
+    "stages.reward.variance_weight": "stages.reward.variance_weight=0.7",
+    "stages.ppo.value_learning_rate": "stages.ppo.value_learning_rate=1e-6",
+    "stages.ppo.policy": "stages.ppo.policy=base",
+    "stages.ppo.reward_model": "stages.ppo.reward_model=reward",
+    "stages.ppo.rewards": "stages.ppo.rewards=[{from: judge}, {from: function}]",
+    "stages.ppo.rewards[].from": "stages.ppo.rewards.0.from=reward",
+    "stages.ppo.rewards[].weight": "stages.ppo.rewards.0.weight=2",
+    "stages.ppo.normalise_scores": "stages.ppo.normalise_scores=false",
+    "stages.ppo.gate.min_accuracy": "stages.ppo.gate.min_accuracy=0.99",
+    "stages.ppo.episodes": "stages.ppo.episodes=16",
+    "stages.ppo.rollout_batch_size": "stages.ppo.rollout_batch_size=8",
+    "stages.ppo.generation_batch_size": "stages.ppo.generation_batch_size=1",
+    "stages.ppo.minibatches": "stages.ppo.minibatches=2",
+    "stages.ppo.max_new_tokens": "stages.ppo.max_new_tokens=3",
+    "stages.ppo.temperature": "stages.ppo.temperature=0.5",
+    "stages.ppo.rollout_engine": "stages.ppo.rollout_engine=paged",
+    "stages.ppo.vllm.url": "stages.ppo.vllm.url=http://127.0.0.1:9",
+    "stages.ppo.vllm.gpu_memory_utilization": "stages.ppo.vllm.gpu_memory_utilization=0.5",
+    "stages.ppo.vllm.importance_cap": "stages.ppo.vllm.importance_cap=1.5",
+    "stages.ppo.kl_coef": "stages.ppo.kl_coef=1",
+    "stages.ppo.kl_target": "stages.ppo.kl_target=1",
+    "stages.ppo.kl_horizon": "stages.ppo.kl_horizon=50",
+    "stages.ppo.kl_max": "stages.ppo.kl_max=1e-6",
+    "stages.ppo.gamma": "stages.ppo.gamma=0.5",
+    "stages.ppo.gae_lambda": "stages.ppo.gae_lambda=0.1",
+    "stages.ppo.whiten_advantages": "stages.ppo.whiten_advantages=false",
+    "stages.ppo.clip_range": "stages.ppo.clip_range=1e-4",
+    "stages.ppo.clip_range_high": "stages.ppo.clip_range_high=1e-4",
+    "stages.ppo.dual_clip": "stages.ppo.dual_clip=1.0001",
+    "stages.ppo.value_clip": "stages.ppo.value_clip=1e-4",
+    "stages.ppo.loss_aggregation": "stages.ppo.loss_aggregation=sequence_sum",
+    "stages.ppo.entropy_coef": "stages.ppo.entropy_coef=1",
+    "stages.ppo.stop_kl": "stages.ppo.stop_kl=1e-9",
+    "stages.ppo.value_init": "stages.ppo.value_init=zero",
+    "stages.ppo.value_warmup": "stages.ppo.value_warmup=1",
+    "stages.ppo.missing_eos_penalty": "stages.ppo.missing_eos_penalty=3",
+    "stages.ppo.overlong_buffer": "stages.ppo.overlong_buffer=2",
+    "stages.ppo.overlong_penalty": "stages.ppo.overlong_penalty=3",
+    "stages.ppo.score_clip": "stages.ppo.score_clip=0.1",
+    "stages.ppo.ptx_coef": "stages.ppo.ptx_coef=1",
+    "stages.ppo.eval_every": "stages.ppo.eval_every=1",
+    "stages.ppo.eval_prompts": "stages.ppo.eval_prompts=2",
+    "stages.ppo.select": "stages.ppo.select=last",
+}
+
+BESIDES: dict[str, list[str]] = {
+    "model.revision": ["model.base=owner/name"],
+    "data.sft.sources[].weight": ["data.sft.sources.0.weight=1", "data.sft.sources.1.weight=1"],
+    "data.preference.sources[].weight": [
+        "data.preference.sources=[{path: builtin:preference_sample, limit: 8, weight: 1}, "
+        "{path: builtin:preference_sample, limit: 4, weight: 1}]"
+    ],
+    "stages.reward.use_margins": [f"data.preference.sources=[{{path: {PAIRS_WITH_MARGINS}}}]"],
+    "stages.reward.aggregate": ["stages.reward.ensemble=2"],
+    "stages.reward.variance_weight": ["stages.reward.ensemble=2", "stages.reward.aggregate=mean_minus_variance"],
+    "stages.ppo.rewards[].from": ["stages.ppo.rewards=[{from: judge}]"],
+    "stages.ppo.rewards[].weight": ["stages.ppo.rewards=[{from: judge}]"],
+    "stages.ppo.kl_horizon": ["stages.ppo.kl_target=1"],
+    "stages.ppo.stop_kl": ["stages.ppo.minibatches=2"],
+    "stages.ppo.select": ["stages.ppo.kl_coef=5"],
+    "stages.ppo.overlong_penalty": ["stages.ppo.overlong_buffer=2"],
+    "stages.ppo.vllm.url": ["stages.ppo.rollout_engine=vllm_server"],
+    "stages.ppo.vllm.gpu_memory_utilization": ["stages.ppo.rollout_engine=vllm_colocate"],
+    "stages.ppo.vllm.importance_cap": ["stages.ppo.rollout_engine=vllm_server"],
+}
+"""What a key needs beside it to have an effect: in the recipe that is changed and in the one it is compared with."""
+for data_set in ("sft", "preference"):
+    BESIDES |= {
+        f"data.{data_set}.eval_fraction": [f"data.{data_set}.sources=[{{path: {PLAIN_ROWS}}}]"],
+        f"data.{data_set}.sources[].revision": [f"data.{data_set}.sources=[{{path: 'hub:a/b'}}]"],
+        f"data.{data_set}.sources[].split": [f"data.{data_set}.sources=[{{path: 'hub:a/b'}}]"],
+    }
+for stage in ("sft", "reward", "ppo", "dpo"):
+    BESIDES[f"stages.{stage}.precision"] = [f"stages.{stage}.precision=fp32"]
+
 LEAVES = [key for key in schema_keys() if not all(is_block(part) for part in members(key.field.annotation))]
 
 
@@ -116,47 +209,77 @@ def test_every_key_has_a_change() -> None:
     assert set(CHANGES) - {key.path for key in schema_keys()} == set()
 
 
+@dataclass(frozen=True)
+class World:
+    """What stages find around them."""
+
+    folder: Path
+    """For what they leave; the stages write to the same places every time, as a refusal may name them."""
+    tiny_folder: Path
+    artefacts: dict[str, Any]
+    """A sealed one for each stage that others stand on."""
+    function: Any
+    """A reward of one's own."""
+
+
+class Probes:
+    """What a run of a recipe would ask of libraries, data and file system, as comparable data."""
+
+    def __init__(self, world: World):
+        self._parts: dict[str, Callable[[Any], Any]] = {
+            "files": lambda recipe: (str(LoadedRecipe(recipe, Path()).output_dir), [*recipe.stages], recipe.name),
+            "model": _model,
+            "trainers": _trainers,
+            "environments": _environments,
+            "parents": _parents,
+            "rows": lambda recipe: _rows(recipe, world.tiny_folder),
+            "evaluation": lambda recipe: _evaluation(recipe, world.tiny_folder),
+            "tracking": _tracking,
+            "reward": lambda recipe: _reward(_context_of(recipe, "reward", world)),
+            "engine": lambda recipe: _engine(_context_of(recipe, "ppo", world)),
+            "ppo": lambda recipe: _ppo(_context_of(recipe, "ppo", world)),
+        }
+        self._known: dict[tuple[str, ...], Any] = {}
+
+    def differ(self, one: list[str], other: list[str], first: str) -> bool:
+        """Whether two sets of overrides would make different runs; the part named first is where to look first."""
+        parts = sorted(self._parts, key=lambda part: part != first)
+        return any(self.effect(part, one) != self.effect(part, other) for part in parts)
+
+    def effect(self, part: str, overrides: list[str], *, anew: bool = False) -> Any:
+        """What one part looks like."""
+        key = (part, *overrides)
+        if anew or key not in self._known:
+            recipe = loads_recipe(RECIPE, overrides=overrides).recipe
+            self._known[key] = _outcome(lambda: self._parts[part](recipe))
+        return self._known[key]
+
+    def __iter__(self) -> Any:
+        return iter(self._parts)
+
+
 @pytest.fixture(scope="module")
-def seen_by_default(tiny_folder: Path) -> dict[str, Any]:
-    return _effects([], tiny_folder)
+def probes(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Probes:
+    from pipeline.reward_function import find
+
+    folder = tmp_path_factory.mktemp("every-key")
+    (folder / "mine.py").write_text("def f(prompts, answers):\n    return [len(answer) % 3 for answer in answers]\n")
+    return Probes(World(folder, tiny_folder, _artefacts(folder, tiny_folder), find(f"{folder}/mine.py:f")))
 
 
 @pytest.mark.parametrize("path", sorted(CHANGES))
-def test_a_changed_key_changes_the_run(path: str, tiny_folder: Path, seen_by_default: dict[str, Any]) -> None:
-    change = [CHANGES[path]] if isinstance(CHANGES[path], str) else [*CHANGES[path]]
-    if path.endswith("precision"):
-        first, second = (_effects([one], tiny_folder) for one in change)
-    elif path.endswith(("revision", "split", "eval_fraction")):
-        first, second = _effects(_without(path, change), tiny_folder), _effects(change, tiny_folder)
-    else:
-        first, second = seen_by_default, _effects(change, tiny_folder)
-    assert first != second
+def test_a_changed_key_changes_the_run(path: str, probes: Probes) -> None:
+    beside = BESIDES.get(path, [])
+    kind = path.split(".")[1] if path.startswith("stages.") else ""
+    assert probes.differ(beside, [*beside, CHANGES[path]], first=kind if kind in probes else "trainers")
 
 
-def _without(path: str, change: list[str]) -> list[str]:
-    """The same change without the key itself: what it has to differ from."""
-    plain = [one.replace(", revision: v1", "").replace(", split: test", "") for one in change]
-    return [one for one in plain if not one.startswith(f"{path}=")]
-
-
-def test_an_equal_recipe_has_equal_effects(tiny_folder: Path, seen_by_default: dict[str, Any]) -> None:
-    assert _effects([], tiny_folder) == seen_by_default
-
-
-def _effects(overrides: list[str], tiny_folder: Path) -> dict[str, Any]:
-    """What a run of the recipe would ask of libraries, data and file system, as comparable data."""
-    loaded = loads_recipe(RECIPE, overrides=overrides)
-    recipe = loaded.recipe
-    parts = {
-        "files": lambda: (str(loaded.output_dir), [*recipe.stages], recipe.name),
-        "model": lambda: _model(recipe),
-        "trainers": lambda: _trainers(recipe),
-        "parents": lambda: _parents(recipe),
-        "rows": lambda: _rows(recipe, tiny_folder),
-        "evaluation": lambda: _evaluation(recipe, tiny_folder),
-        "tracking": lambda: _tracking(recipe),
-    }
-    return {name: _outcome(part) for name, part in parts.items()}
+def test_an_equal_recipe_has_equal_effects(probes: Probes) -> None:
+    """Else every change would pass."""
+    for part in probes:
+        before = probes.effect(part, [])
+        assert probes.effect(part, [], anew=True) == before, part
+        assert "Error: " not in str(before)[:40], f"{part} is refused: {before}"
 
 
 def _outcome(part: Any) -> Any:
@@ -178,12 +301,12 @@ def _model(recipe: Any) -> Any:
 
     from pipeline.models import adapters, load, source
 
-    with mock.patch.object(source, "_hub_commit", lambda base, revision: f"commit-{revision}"):
+    with mock.patch.object(source, "_hub_commit", lambda base, revision, where: f"commit-{revision}"):
         identity = source.identify(recipe.model.base, recipe.model.revision)
     model = mock.MagicMock()
     with (
         mock.patch.object(transformers.AutoModelForCausalLM, "from_pretrained", return_value=model) as loading,
-        mock.patch.object(peft, "get_peft_model", lambda base, config: config),
+        mock.patch.object(peft, "get_peft_model", lambda base, config, **rest: config),
     ):
         options = _outcome(lambda: load.load_base(Path("x"), recipe.model, frozen=True, precision="fp32") and None)
         model.is_quantized = False
@@ -206,12 +329,14 @@ def _context(recipe: Any, stage: str, folder: Path = Path("folder")) -> Any:
 def _trainers(recipe: Any) -> Any:
     from trl import DPOConfig, SFTConfig
 
-    from pipeline.recipe import DpoSettings, ds_config_file
+    from pipeline.recipe import DpoSettings, SftSettings, ds_config_file
     from pipeline.stages.dpo_loss import loss_arguments
     from pipeline.stages.offline import training_arguments
 
     found = {}
     for name, settings in recipe.stages.items():
+        if not isinstance(settings, (SftSettings, DpoSettings)):
+            continue
         is_dpo = isinstance(settings, DpoSettings)
         fixed = {"beta": settings.beta, **loss_arguments(settings)} if is_dpo else {}
         without_engine = settings.model_copy(update={"deepspeed": "none"})
@@ -220,6 +345,20 @@ def _trainers(recipe: Any) -> Any:
         )
         kept = {key: str(value) for key, value in arguments.to_dict().items() if key != "logging_dir"}
         found[name] = kept, str(ds_config_file(settings.deepspeed)), getattr(settings, "rpo_alpha", None)
+    return found
+
+
+def _environments(recipe: Any) -> Any:
+    """Whether each stage's process is told of the engine that the launch configured."""
+    from unittest import mock
+
+    from pipeline import processes
+
+    found = {}
+    with mock.patch.dict("os.environ", {"ACCELERATE_USE_DEEPSPEED": "true"}):
+        for name, settings in recipe.stages.items():
+            assignment = SimpleNamespace(settings={"stage": settings.model_dump()})
+            found[name] = "ACCELERATE_USE_DEEPSPEED" in processes._worker_environment(1, assignment)
     return found
 
 
@@ -272,9 +411,9 @@ def _evaluation(recipe: Any, tiny_folder: Path) -> Any:
 
     from data_prep.chat import ChatFormatter
     from evaluation import run
-    from evaluation.generate import Answer
     from evaluation.likelihood import Likelihood
     from pipeline.models.load import load_tokenizer
+    from pipeline.rollouts.answers import Answer
 
     calls: list[Any] = []
 
@@ -319,3 +458,140 @@ def _tracking(recipe: Any) -> Any:
     if recipe.tracking.wandb is None:
         return None
     return WandbMirror(recipe.tracking.wandb, Path("run"), recipe.name, "sft", "key", Console(None))._options
+
+
+def _artefacts(folder: Path, tiny_folder: Path) -> dict[str, Any]:
+    """An SFT policy and a reward model, made by the stages themselves; both reward stages are taken to have left it."""
+    from pipeline.artefact import open_artefact
+    from pipeline.assignment import Assignment
+    from pipeline.models.source import identify
+    from pipeline.worker import run_here
+
+    recipe = loads_recipe(RECIPE).recipe
+    for stage, parents in (("sft", {}), ("reward", {"init": str(folder / "sft")})):
+        assignment = Assignment(
+            stage=stage, kind=stage, key=stage * 16, algorithm_version=1, settings={},
+            recipe=recipe.model_dump(mode="json", by_alias=True), folder=str(folder / stage), run_dir=str(folder),
+            parents=parents, base=identify(recipe.model.base, None), base_folder=str(tiny_folder),
+        )  # fmt: skip
+        run_here(assignment)
+    sft, reward = (open_artefact(folder / stage) for stage in ("sft", "reward"))
+    return {"sft": sft, "more": sft, "reward": reward, "judge": reward}
+
+
+def _context_of(recipe: Any, stage: str, world: World) -> Any:
+    """A stage's context as its worker makes it, with a tracker that remembers nothing."""
+    from pipeline.console import Console
+    from pipeline.context import StageContext
+    from pipeline.models.source import identify
+    from pipeline.recipe import parents_of
+    from pipeline.runtime import Ranks, StopRequest
+    from pipeline.tracking import SilentTracker
+
+    folder = world.folder / "stages" / stage
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return StageContext(
+        recipe=recipe, stage=stage, folder=folder,
+        parents={role: world.artefacts[name] for role, name in parents_of(recipe, stage).items()},
+        base=identify("builtin:tiny-llama", None), base_folder=world.tiny_folder, ranks=Ranks(0, 0, 1),
+        stop=StopRequest(), console=Console(None), tracker=SilentTracker(), reward_function=world.function,
+    )  # fmt: skip
+
+
+def _reward(context: Any) -> Any:
+    """A reward stage, all but its training: what TRL's trainer is given, and what becomes of the members' scores."""
+    from unittest import mock
+
+    from pipeline.stages import reward, reward_member
+
+    given: list[Any] = []
+
+    def trainer(*, model: Any, args: Any, train_dataset: Any, **rest: Any) -> Any:
+        arguments = {name: str(value) for name, value in args.to_dict().items()}
+        paths = {name for name, value in arguments.items() if str(context.folder) in value}
+        given.append(({name: arguments[name] for name in arguments.keys() - paths}, [*train_dataset]))
+        return SimpleNamespace(state=SimpleNamespace(global_step=0))
+
+    with (
+        mock.patch.object(reward_member, "CommittedRewardTrainer", trainer),
+        mock.patch.object(reward_member, "fit", lambda trainer, context: None),
+    ):
+        result = reward.run(context)
+    return given, result.metrics, result.precision, (context.folder / "reward_model.json").read_text()
+
+
+def _engine(context: Any) -> Any:
+    """What would sample a PPO stage's answers on a machine with a GPU, with stand-ins for vLLM."""
+    from unittest import mock
+
+    from pipeline.stages import ppo_engine
+
+    settings = context.recipe.stages["ppo"]
+    formatter = SimpleNamespace(stop_ids=(2,))
+    given: list[Any] = []
+
+    def engine(*args: Any, **options: Any) -> None:
+        given.append((args, options))
+
+    with (
+        mock.patch.object(ppo_engine, "device", lambda: SimpleNamespace(type="cuda")),
+        mock.patch.object(ppo_engine, "ServerEngine", engine),
+        mock.patch.object(ppo_engine, "ColocatedEngine", engine),
+    ):
+        ppo_engine.make_engine(context, settings, mock.sentinel.roles, formatter, 0, "fp32")
+    return str(given)
+
+
+def _ppo(context: Any) -> Any:
+    """A PPO stage, run: what it logs and leaves, the shapes of its batches, and when it saves."""
+    from unittest import mock
+
+    from pipeline import checkpoint
+    from pipeline.rollouts.generate import Generator
+    from pipeline.stages import ppo, ppo_setup
+
+    seen: list[Any] = []
+
+    def spy(owner: Any, name: str, note: Callable[..., Any]) -> Any:
+        """Replace a function by one that does the same and notes something of its arguments and its result."""
+        original = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            seen.append((name, note(result, *args)))
+            return result
+
+        return mock.patch.object(owner, name, watched)
+
+    def logged(step: int, split: str, values: Any) -> None:
+        timed = ("time/", "mem/", "tok_per_s")
+        seen.append((step, split, {name: value for name, value in values.items() if not name.startswith(timed)}))
+
+    with (
+        mock.patch.object(context.tracker, "log", logged),
+        mock.patch.object(ppo_setup, "make_engine", _as_vllm(ppo_setup.make_engine)),
+        spy(checkpoint, "commit", lambda result, folder: folder.name),
+        spy(Generator, "_batch", lambda result, self, prompts, *rest: len(prompts)),
+        spy(ppo, "collect", lambda result, *rest: [[micro.rows for micro in part] for part in result]),
+        spy(ppo, "make_roles", lambda result, *rest: result[0].model.is_gradient_checkpointing),
+    ):
+        result = ppo.run(context)
+    return seen, result.metrics, result.precision
+
+
+def _as_vllm(make_engine: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the policy itself stand in for vLLM, and report much lower log-probabilities than it has."""
+    from dataclasses import replace
+
+    def make(context: Any, settings: Any, *rest: Any) -> Any:
+        if not settings.rollout_engine.startswith("vllm"):
+            return make_engine(context, settings, *rest)
+        inner = make_engine(context, settings.model_copy(update={"rollout_engine": "generate"}), *rest)
+
+        def answers(*args: Any) -> Any:
+            return [replace(answer, logps=[-9.0] * len(answer.ids)) for answer in inner.answers(*args)]
+
+        return SimpleNamespace(answers=answers)
+
+    return make

@@ -1,10 +1,12 @@
 """The recipe: one YAML file that says everything a run does. Loading it never imports torch. Layer 0.
 
-Reading order: `schema` (what can be said), `source` (YAML to data and lines), `overrides`, `load`, `checks`, `lineage`.
+Reading order: `schema` and `stage_settings` (what can be said), `source` (YAML to data and lines), `overrides`, `load`,
+`checks`, `lineage`.
 """
 
 from pipeline.recipe.batch import accumulation_steps
-from pipeline.recipe.checks import check_batches, check_recipe, check_reward_function, ds_config_file
+from pipeline.recipe.checks import check_batches, check_recipe, ds_config_file
+from pipeline.recipe.checks_ppo import check_reward_function
 from pipeline.recipe.json_schema import recipe_json_schema
 from pipeline.recipe.lineage import parents_of, policy_of, prompts_from, reference_of, reward_sources, used_data
 from pipeline.recipe.load import LoadedRecipe, load_recipe, loads_recipe

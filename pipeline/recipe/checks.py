@@ -11,20 +11,18 @@ from pathlib import Path
 
 from pipeline.errors import RecipeError
 from pipeline.recipe.batch import accumulation_steps
+from pipeline.recipe.checks_ppo import check_ppo
 from pipeline.recipe.foreign import NO_SECRETS, secrets_in, trainer_arg_problem
-from pipeline.recipe.lineage import BASE, earlier, reward_sources, used_data, written_start
+from pipeline.recipe.lineage import BASE, earlier, used_data, why_not, written_start
 from pipeline.recipe.places import KeyPath, Places, Problem
 from pipeline.recipe.schema import DataSetSettings, Recipe
 from pipeline.recipe.source import REPOSITORY
 from pipeline.recipe.stage_settings import (
-    FUNCTION,
-    RULES,
     STAGE_KINDS,
     DpoSettings,
     OfflineSettings,
     PpoSettings,
     RewardSettings,
-    RewardSource,
     StageSettings,
 )
 from pipeline.recipe.vocabulary import article, nearest
@@ -160,9 +158,9 @@ def _stage(recipe: Recipe, name: str) -> Iterator[Problem]:
         yield Problem(
             (*at, "kind"), f"a stage named '{name}' is of that kind; give a stage of kind {stage.kind} another name"
         )
-    for data in used_data(recipe, name):
-        if getattr(recipe.data, data) is None:
-            yield Problem(at, f"{article(stage.kind)} stage trains on data.{data}, which is absent", at_key=True)
+    data = used_data(recipe, name)[0]
+    if getattr(recipe.data, data) is None:
+        yield Problem(at, f"{article(stage.kind)} stage trains on data.{data}, which is absent", at_key=True)
     yield from _start(recipe, name)
     yield from _deepspeed(stage, at)
     if isinstance(stage, OfflineSettings):
@@ -172,7 +170,7 @@ def _stage(recipe: Recipe, name: str) -> Iterator[Problem]:
     if isinstance(stage, RewardSettings):
         yield from _reward(stage, at)
     if isinstance(stage, PpoSettings):
-        yield from _ppo(recipe, name, stage)
+        yield from check_ppo(recipe, name, stage)
 
 
 def _trainer_args(stage: OfflineSettings, kind: str, at: KeyPath) -> Iterator[Problem]:
@@ -188,25 +186,15 @@ def _start(recipe: Recipe, name: str) -> Iterator[Problem]:
     key, start = written_start(recipe.stages[name])
     possible = [*earlier(recipe, name), BASE]
     if start is not None and start not in possible:
-        yield _not_earlier(recipe, name, start, possible, "policy", ("stages", name, key))
-
-
-def _not_earlier(recipe: Recipe, name: str, found: str, possible: list[str], what: str, at: KeyPath) -> Problem:
-    """Say why a stage cannot stand on what it names."""
-    if found == name:
-        text = "a stage cannot start from itself"
-    elif found in recipe.stages:
-        names = list(recipe.stages)
-        later = names.index(found) > names.index(name)
-        text = f"stage '{found}' runs later; move it up" if later else f"stage '{found}' leaves no {what}"
-    else:
-        near = nearest(found, [*recipe.stages])
-        text = f"there is no stage '{found}'" + (f"; did you mean '{near}'?" if near else "")
-    return Problem(at, f"{text} (can be: {', '.join(possible) or 'nothing yet, there is no earlier one'})")
+        yield Problem(("stages", name, key), why_not(recipe, name, start, possible))
 
 
 def _deepspeed(stage: StageSettings, at: KeyPath) -> Iterator[Problem]:
-    if stage.deepspeed in ("inherit", "none") or ds_config_file(stage.deepspeed) is not None:
+    known = stage.deepspeed in ("inherit", "none") or ds_config_file(stage.deepspeed) is not None
+    if known and isinstance(stage, PpoSettings) and stage.deepspeed not in ("inherit", "none"):
+        text = f"a ppo stage exchanges its own gradients, without an engine: write none, found '{stage.deepspeed}'"
+        yield Problem((*at, "deepspeed"), text)
+    if known:
         return
     names = ["inherit", "none", *sorted(path.stem for path in DS_CONFIGS.glob("*.json"))]
     near = nearest(stage.deepspeed, names)
@@ -222,65 +210,6 @@ def _reward(stage: RewardSettings, at: KeyPath) -> Iterator[Problem]:
         yield Problem((*at, "aggregate"), "has no effect on one model; set ensemble: 3 or so, or remove it")
     if stage.aggregate != "mean_minus_variance" and stage.variance_weight != fields["variance_weight"].default:
         yield Problem((*at, "variance_weight"), f"aggregate {stage.aggregate} ignores it; remove it")
-
-
-def _ppo(recipe: Recipe, name: str, stage: PpoSettings) -> Iterator[Problem]:
-    """Check a PPO stage's rewards, and settings that would have no effect."""
-    at: KeyPath = ("stages", name)
-    possible = earlier(recipe, name, ("reward",))
-    if stage.reward_model is not None and stage.rewards is not None:
-        yield Problem((*at, "reward_model"), "goes without `rewards`; name the stage there with `from`, or remove one")
-    elif stage.reward_model is not None and stage.reward_model not in possible:
-        yield _not_earlier(recipe, name, stage.reward_model, possible, "reward model", (*at, "reward_model"))
-    elif not reward_sources(recipe, name):
-        yield Problem(at, "has nothing to optimise: write a reward stage before it, or `rewards`", at_key=True)
-    for index, source in enumerate(stage.rewards or ()):
-        yield from _reward_source(recipe, name, source, possible, (*at, "rewards", index, "from"))
-    if stage.ptx_coef > 0 and recipe.data.sft is None:
-        yield Problem((*at, "ptx_coef"), "mixes in demonstrations, but data.sft is absent")
-    if stage.overlong_buffer > stage.max_new_tokens:
-        yield Problem((*at, "overlong_buffer"), f"is longer than max_new_tokens ({stage.max_new_tokens})")
-    if stage.value_init == "reward" and not any(s.from_ in recipe.stages for s in reward_sources(recipe, name)):
-        yield Problem((*at, "value_init"), "there is no reward stage to start from; use zero")
-    for key, switch, effective in (
-        ("kl_horizon", "kl_target", stage.kl_target is not None),
-        ("overlong_penalty", "overlong_buffer", stage.overlong_buffer > 0),
-        ("vllm", "rollout_engine: vllm_server or vllm_colocate", stage.rollout_engine.startswith("vllm")),
-    ):
-        default = PpoSettings.model_fields[key].get_default(call_default_factory=True)
-        if getattr(stage, key) != default and not effective:
-            yield Problem((*at, key), f"has no effect without {switch}; set that, or remove it")
-
-
-def _reward_source(
-    recipe: Recipe, name: str, source: RewardSource, possible: list[str], at: KeyPath
-) -> Iterator[Problem]:
-    found = source.from_
-    if found in possible or found in (RULES, FUNCTION) or "/" in found:
-        return
-    yield _not_earlier(recipe, name, found, [*possible, RULES, FUNCTION], "reward model", at)
-
-
-def check_reward_function(recipe: Recipe, given: str | None, places: Places | None = None) -> None:
-    """Check that a user's function is given where the recipe asks for one, and only there.
-
-    Raises:
-        RecipeError: naming the stage, or what to write in it.
-    """
-    asking = [
-        (name, index)
-        for name in recipe.stages
-        for index, source in enumerate(reward_sources(recipe, name))
-        if source.from_ == FUNCTION
-    ]
-    if given is not None and not asking:
-        example = "--set stages.ppo.rewards='[{from: function}]'"
-        raise RecipeError(f"--reward {given}: no ppo stage of this recipe asks for a function; add {example}")
-    if given is None and asking:
-        name, index = asking[0]
-        path: KeyPath = ("stages", name, "rewards", index, "from")
-        where = f"{places.find(path)}: " if places else ""
-        raise RecipeError(f"{where}stages.{name}.rewards: asks for a function; add `--reward file.py:function`")
 
 
 def _dpo(stage: DpoSettings, at: KeyPath) -> Iterator[Problem]:

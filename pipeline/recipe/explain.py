@@ -92,7 +92,8 @@ def _problem(error: ErrorDetails, spot: _Spot, data: Any, places: Places) -> Pro
     """Word one error."""
     last = str(spot.path[-1]) if spot.path else ""
     if error["type"] == "extra_forbidden":
-        return Problem(spot.path, unknown_key(last, list(spot.siblings)), at_key=True)
+        kind = value_at(data, (*spot.path[:2], "kind")) if spot.path[0] == "stages" and len(spot.path) == 3 else None
+        return Problem(spot.path, unknown_key(last, list(spot.siblings), kind), at_key=True)
     expected = describe(spot.expected)
     if error["type"] == "missing":
         return Problem(spot.path, f"is missing; expected {expected}", at_key=True)
@@ -157,12 +158,14 @@ def _limit(limits: Iterable[Any], name: str) -> Any:
 
 
 def _range(limits: tuple[Any, ...]) -> str:
-    low, above, below = _limit(limits, "ge"), _limit(limits, "gt"), _limit(limits, "lt")
-    if low is not None and below is not None:
-        return f" from {_figure(low)} to below {_figure(below)}"
+    low, above = _limit(limits, "ge"), _limit(limits, "gt")
+    high, below = _limit(limits, "le"), _limit(limits, "lt")
+    upper = f"below {_figure(below)}" if below is not None else f"at most {_figure(high)}" if high is not None else ""
+    if low is not None:
+        return f" from {_figure(low)} to {upper.removeprefix('at most ')}" if upper else f" of {_figure(low)} or more"
     if above is not None:
-        return f" above {_figure(above)}"
-    return f" of {_figure(low)} or more" if low is not None else ""
+        return f" above {_figure(above)}" + (f" and {upper}" if upper else "")
+    return ""
 
 
 def _figure(value: float) -> str:
@@ -204,9 +207,21 @@ def _advice(annotation: Any, value: Any, text: str | None) -> str:
         return "; remove the quotes" if text is None else ""
     if int in kinds and isinstance(value, float) and value.is_integer():
         return f"; write {int(value)}"
-    if any(get_origin(kind) is tuple for kind in kinds) and isinstance(value, str):
-        return f"; write a list: [{value}]"
+    entries = [get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple]
+    if entries and isinstance(value, str):
+        return f"; write a list: [{_entry(entries[0], value)}]"
+    if entries and isinstance(value, dict):
+        return "; write the block as an entry of a list: [{...}]"
+    if kinds and is_block(kinds[0]) and isinstance(value, str) and _entry(kinds[0], value) != value:
+        return f"; write {_entry(kinds[0], value)}"
     return reads
+
+
+def _entry(annotation: Any, value: str) -> str:
+    """Write a text as an entry of a list: where that is a block, with the one key in it that must be there."""
+    fields = keys_of(annotation) if is_block(annotation) else {}
+    required = [name for name, field in fields.items() if field.is_required() and members(field.annotation) == [str]]
+    return f"{{{required[0]}: {value}}}" if len(required) == 1 else value
 
 
 def _is_number(text: str) -> bool:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.recipe.foreign_ppo import PPO_DECIDED, PPO_KEYS
+
 # Field of the training library's config class -> the key of the stage's block.
 STAGE_KEYS = {
     "learning_rate": "learning_rate",
@@ -41,6 +43,10 @@ DPO_KEYS = {
     "rpo_alpha": "rpo_alpha",
     "loss_weights": "rpo_alpha",
 }
+REWARD_KEYS = {
+    "center_rewards_coefficient": "center_coefficient",
+}
+KIND_KEYS = {"dpo": DPO_KEYS, "reward": REWARD_KEYS, "ppo": PPO_KEYS}
 # ... -> the key elsewhere in the recipe.
 RUN_KEYS = {
     "output_dir": "output_dir",
@@ -83,6 +89,14 @@ ALIASES = {
     "cutoff_len": "data.<name>.max_length",
     "wandb_project": "tracking.wandb.project",
     "ref_model": "policy",
+    "margin_loss_enable": "use_margins",
+}
+# Words of our own other stages, in a stage of a kind that says it differently.
+OTHER_KINDS = {
+    "sft": {"policy": "init"},
+    "reward": {"policy": "init"},
+    "dpo": {"init": "policy", "kl_coef": "beta"},
+    "ppo": {"init": "policy", "beta": "kl_coef", "global_batch_size": "rollout_batch_size", "max_steps": "episodes"},
 }
 # Decided by the pipeline, with the reason.
 DECIDED = {
@@ -119,7 +133,7 @@ DECIDED = {
 }
 NO_SECRETS = "no secrets in a recipe: it is copied into every run; use the environment (WANDB_API_KEY, HF_TOKEN, ...)"
 _SECRET = re.compile(r"(^|_)(token|(api)?keys?|secrets?|passwords?|passwd|credentials?)$", re.IGNORECASE)
-_TOKENIZER_TOKENS = {f"{name}_token" for name in ("eos", "bos", "pad", "unk", "sep", "cls", "mask")}
+_TOKENIZER_TOKENS = {f"{name}_token" for name in ("eos", "bos", "pad", "unk", "sep", "cls", "mask", "stop")}
 
 
 def is_secret(name: str) -> bool:
@@ -127,19 +141,24 @@ def is_secret(name: str) -> bool:
     return bool(_SECRET.search(name.replace("-", "_"))) and name not in _TOKENIZER_TOKENS
 
 
+def stage_word(name: str, kind: str | None) -> tuple[str | None, str | None]:
+    """Return what a word means in the block of a stage of that kind in particular: a key, or why there is none."""
+    own = KIND_KEYS.get(kind or "", {}).get(name) or OTHER_KINDS.get(kind or "", {}).get(name)
+    return own, PPO_DECIDED.get(name) if kind == "ppo" else None
+
+
 def meant_key(name: str) -> str | None:
     """Return the recipe's key for another program's word, if there is one."""
-    known = {**RUN_KEYS, **DPO_KEYS, **STAGE_KEYS, **ALIASES}
+    known = {**RUN_KEYS, **REWARD_KEYS, **DPO_KEYS, **STAGE_KEYS, **ALIASES}
     return known.get(name)
 
 
 def trainer_arg_problem(name: str, kind: str) -> str | None:
     """Say why a stage of `kind` does not take `name` in `trainer_args`; None where the library decides."""
-    own = STAGE_KEYS.get(name) or (DPO_KEYS.get(name) if kind == "dpo" else None)
-    if own:
+    if own := STAGE_KEYS.get(name) or KIND_KEYS.get(kind, {}).get(name):
         return f"is the recipe's to set: write `{own}` in the stage's block"
     if name in RUN_KEYS:
-        data = "preference" if kind == "dpo" else "sft"
+        data = "sft" if kind == "sft" else "preference"
         return f"is the recipe's to set: use `{RUN_KEYS[name].replace('<name>', data)}`"
     if name in DECIDED:
         return f"cannot be set: {DECIDED[name]}"

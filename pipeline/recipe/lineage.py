@@ -13,6 +13,7 @@ from pipeline.recipe.stage_settings import (
     SftSettings,
     StageSettings,
 )
+from pipeline.recipe.vocabulary import nearest
 
 BASE = "base"
 POLICY_KINDS = ("sft", "dpo", "ppo")
@@ -24,6 +25,28 @@ def earlier(recipe: Recipe, stage_name: str, kinds: tuple[str, ...] = POLICY_KIN
     names = list(recipe.stages)
     before = names[: names.index(stage_name)]
     return [name for name in before if recipe.stages[name].kind in kinds]
+
+
+def why_not(recipe: Recipe, stage_name: str, found: str, possible: list[str], what: str = "policy") -> str:
+    """Say why a stage cannot stand on what it names.
+
+    Args:
+        recipe: the recipe.
+        stage_name: the stage that names it.
+        found: what it names.
+        possible: what it could name.
+        what: what a stage it stands on must leave.
+    """
+    if found == stage_name:
+        text = "a stage cannot start from itself" if what == "policy" else "a stage cannot reward itself"
+    elif found in recipe.stages:
+        names = list(recipe.stages)
+        later = names.index(found) > names.index(stage_name)
+        text = f"stage '{found}' runs later; move it up" if later else f"stage '{found}' leaves no {what}"
+    else:
+        near = nearest(found, [*recipe.stages])
+        text = f"there is no stage '{found}'" + (f"; did you mean '{near}'?" if near else "")
+    return f"{text} (can be: {', '.join(possible) or 'nothing yet, there is no earlier one'})"
 
 
 def written_start(stage: StageSettings) -> tuple[Literal["init", "policy"], str | None]:

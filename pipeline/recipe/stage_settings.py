@@ -113,7 +113,7 @@ class RewardSource(Settings):
 class GateSettings(Settings):
     """What a reward model must show before PPO optimises against it."""
 
-    min_accuracy: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+    min_accuracy: Fraction = Field(
         0.5, description="The lower end of its held-out accuracy's 95 % interval must be above this; 0 asks nothing."
     )
 
@@ -155,7 +155,9 @@ class PpoSettings(StageSettings):
         True, description="Shift and scale a reward stage's scores to mean 0, deviation 1 on the demonstrations."
     )
     gate: GateSettings = Field(default_factory=GateSettings, description="Refuse a reward model worse than this.")
-    episodes: PositiveInt = Field(10_000, description="Answers sampled and trained on in all, over all processes.")
+    episodes: PositiveInt = Field(
+        10_240, description="Answers sampled and trained on in all, over all processes: whole rollouts."
+    )
     rollout_batch_size: PositiveInt = Field(64, description="Answers per rollout, over all processes.")
     generation_batch_size: PositiveInt = Field(64, description="Prompts per generated batch on one process.")
     epochs: PositiveInt = Field(2, description="Passes over each rollout.")
@@ -181,7 +183,9 @@ class PpoSettings(StageSettings):
     gamma: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="Discount; 1 optimises the score itself.")
     gae_lambda: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.95, description="Bias against variance in GAE.")
     whiten_advantages: bool = Field(True, description="Mean 0 and deviation 1 over the rollout's tokens on all ranks.")
-    clip_range: PositiveFloat = Field(0.2, description="The probability ratio is clipped at 1 -+ this.")
+    clip_range: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.2, description="The probability ratio is clipped at 1 -+ this."
+    )
     clip_range_high: PositiveFloat | None = Field(None, description="Another bound above 1 (default: clip_range).")
     dual_clip: Annotated[float, Field(gt=1.0)] | None = Field(
         None, description="Bound the loss of tokens with a negative advantage at this ratio (such as 3)."

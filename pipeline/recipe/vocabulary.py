@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.recipe.foreign import DECIDED, NO_SECRETS, is_secret, meant_key
+from pipeline.recipe.foreign import DECIDED, NO_SECRETS, is_secret, meant_key, stage_word
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.stage_settings import STAGE_KINDS
 
@@ -83,26 +83,37 @@ def _blocks_in(annotation: Any, at: str) -> Iterator[tuple[str, type[BaseModel]]
             yield from ((f"{at}.{kind}", model) for kind, model in STAGE_KINDS.items())
 
 
-def unknown_key(name: str, valid: list[str]) -> str:
+def unknown_key(name: str, valid: list[str], kind: str | None = None) -> str:
     """Say what is wrong with a key that its block does not have, and what was probably meant.
 
     Args:
         name: the key as written.
         valid: the keys of its block.
+        kind: the stage's kind, where the block is a stage's.
     """
     near = nearest(name, valid)
     close = difflib.SequenceMatcher(None, name, near).ratio() >= 0.85 if near else False
     if is_secret(name) and not close:
         return NO_SECRETS
-    elsewhere = _homes(name)
-    if elsewhere and not close:
+    # What a word means in just such a stage says more than where else there is a key of that name.
+    own, reason = stage_word(name, kind)
+    meant = own or meant_key(name)
+    if not (own or reason or meant in valid or close) and (elsewhere := _homes(name)):
         return f"unknown key here; it belongs to {elsewhere}"
-    if name in DECIDED:
-        return f"unknown key; {DECIDED[name]}"
-    if own := meant_key(name):
-        return f"unknown key, did you mean {_quoted(own, valid)}?"
+    if not own and (reason := reason or DECIDED.get(name)):
+        return f"unknown key; {reason}"
+    if meant:
+        return f"unknown key, did you mean {_quoted(meant, valid)}?"
     if near:
         return f"unknown key, did you mean '{near}'?"
+    return _far(name, valid)
+
+
+def _far(name: str, valid: list[str]) -> str:
+    """Say what a key like none of its block's was probably meant to be."""
+    own, reason = stage_word(name, "ppo")
+    if own or reason:
+        return f"unknown key here; in a ppo stage: {reason or f'`{own}`'}"
     far = nearest(name, sorted({key.name for key in schema_keys()}), 0.8)
     if far:
         return f"unknown key here; did you mean '{far}', which belongs to {_homes(far)}?"
@@ -131,10 +142,18 @@ def article(kind: str) -> str:
 def _homes(name: str) -> str:
     """Say in words which blocks have a key of that name; empty where none has."""
     blocks = [key.block for key in schema_keys() if key.name == name]
-    kinds = [block.removeprefix("stages.") for block in blocks if block.startswith("stages.")]
-    homes = [f"`{block}`" if block else "the top level" for block in blocks if not block.startswith("stages.")]
+    kinds = [block.removeprefix("stages.") for block in blocks if block.count(".") == 1 and block.startswith("stages.")]
+    homes = [_block(block) for block in blocks if block.removeprefix("stages.") not in kinds]
     if len(kinds) == len(STAGE_KINDS):
         homes.append("a stage's block")
     elif kinds:
         homes.append(f"{article(' or '.join(kinds))} stage")
     return " or ".join(homes)
+
+
+def _block(path: str) -> str:
+    """Name a block that is not a stage's: by its path, one inside a stage by that stage's kind."""
+    if not path.startswith("stages."):
+        return f"`{path}`" if path else "the top level"
+    kind, _, inner = path.removeprefix("stages.").partition(".")
+    return f"`{inner}` of {article(kind)} stage"

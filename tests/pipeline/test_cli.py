@@ -154,6 +154,7 @@ def test_a_recipe_that_is_not_there(here, command):
         (["--set", "stages.sft.global_batch_size=10"], "global_batch_size 10 is not a multiple of"),
         (["--set", "stages.sft.global_batch_size=2"], "per_device_batch_size"),
         (["--set", "model.quantization=nf4", "--set", "model.adapter=none"], "quantization"),
+        (["--reward", "mine.py:f"], "--reward mine.py:f: no ppo stage of this recipe asks for a function"),
         (["--output-dir", "recipe.yaml"], "is a file"),
         (["--output-dir", "recipe.yaml/deeper"], "is a file"),
     ],
@@ -162,6 +163,18 @@ def test_a_mistake_on_the_command_line_is_a_sentence_and_code_2(here, inside, ar
     code, err, left = inside("run", "recipe.yaml", *arguments)
     assert (code, left["code"]) == (2, 2)
     assert said in err and said in left["sentence"]
+
+
+def test_a_reward_of_ones_own_is_found_before_anything_runs(here, inside):
+    edit(here, ("  dpo: {", "  ppo: {rewards: [{from: function}]}\n  dpo: {"))
+    (here / "mine.py").write_text("raise SystemExit('was run')\n\ndef f(prompts, answers): ...\n")
+    code, err, _ = inside("plan", "recipe.yaml")
+    assert code == 2
+    assert err == "recipe.yaml:10: stages.ppo.rewards: asks for a function; add `--reward file.py:function`\n"
+    for given, said in (("mine.py", "expected file.py:function"), ("other.py:f", "other.py does not exist")):
+        code, err, _ = inside("plan", "recipe.yaml", "--reward", given)
+        assert code == 2 and err.startswith(f"--reward {given}: ") and said in err
+    assert inside("plan", "recipe.yaml", "--reward", "mine.py:f")[:2] == (0, "")
 
 
 def test_batches_are_checked_for_the_processes_there_are(here):
@@ -260,10 +273,10 @@ def test_the_schema_is_json_and_the_loaders_own(here):
 FLAGS = {
     "": {"-h", "--help"},
     "run": {
-        "-h", "--help", "recipe", "--set", "--output-dir", "--store", "--only", "--until", "--force", "--no-reuse",
-        "--plan", "--in-process",
+        "-h", "--help", "recipe", "--set", "--reward", "--output-dir", "--store", "--only", "--until", "--force",
+        "--no-reuse", "--plan", "--in-process",
     },
-    "plan": {"-h", "--help", "recipe", "--set", "--output-dir", "--store", "--json"},
+    "plan": {"-h", "--help", "recipe", "--set", "--reward", "--output-dir", "--store", "--json"},
     "schema": {"-h", "--help"},
 }  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from pipeline.errors import RecipeError
@@ -16,9 +18,9 @@ from pipeline.recipe import (
     used_data,
 )
 from pipeline.recipe import checks as checks_module
-from pipeline.recipe.foreign import DECIDED, DPO_KEYS, RUN_KEYS, STAGE_KEYS
+from pipeline.recipe.foreign import DECIDED, DPO_KEYS, KIND_KEYS, REWARD_KEYS, RUN_KEYS, STAGE_KEYS
 from pipeline.recipe.lineage import BASE
-from pipeline.recipe.stage_settings import DPO_LOSSES, STAGE_KINDS
+from pipeline.recipe.stage_settings import DPO_LOSSES, STAGE_KINDS, OfflineSettings
 from pipeline.recipe.vocabulary import schema_keys
 
 TEXT = """\
@@ -136,12 +138,30 @@ def test_trainer_args_do_not_say_what_the_recipe_says(name):
     assert (f"`{own}`".replace("<name>", "preference") if own else DECIDED[name]) in message
 
 
+@pytest.mark.parametrize("name", [*STAGE_KEYS, *RUN_KEYS, *DECIDED, *REWARD_KEYS])
+def test_trainer_args_of_a_reward_stage_neither(name):
+    message = refused("stages.reward=", f"stages.reward.trainer_args.{name}=1")
+    own = STAGE_KEYS.get(name) or REWARD_KEYS.get(name) or RUN_KEYS.get(name)
+    assert (f"`{own}`".replace("<name>", "preference") if own else DECIDED[name]) in message
+
+
 def test_the_keys_offered_instead_exist():
     paths = {key.path for key in schema_keys()}
-    for kind in STAGE_KINDS:
-        assert {f"stages.{kind}.{own}" for own in STAGE_KEYS.values()} <= paths
-    assert {f"stages.dpo.{own}" for own in DPO_KEYS.values()} <= paths
+    for kind, block in STAGE_KINDS.items():
+        if issubclass(block, OfflineSettings):
+            assert {f"stages.{kind}.{own}" for own in STAGE_KEYS.values()} <= paths
+    for kind in ("dpo", "reward"):
+        assert {f"stages.{kind}.{own}" for own in KIND_KEYS[kind].values()} <= paths
     assert {own.replace("<name>", "sft") for own in RUN_KEYS.values()} <= paths
+
+
+@pytest.mark.parametrize(("kind", "config"), [("dpo", "DPOConfig"), ("reward", "RewardConfig")])
+def test_what_a_recipe_says_of_a_library_is_so(kind, config):
+    """A field that the library has dropped or renamed needs no line; rpo_alpha was DPOConfig's own for years."""
+    import trl
+
+    fields = {field.name for field in dataclasses.fields(getattr(trl, config))}
+    assert set(KIND_KEYS[kind]) - fields <= {"rpo_alpha"}
 
 
 def test_a_dpo_key_is_the_librarys_business_in_an_sft_stage():
@@ -177,7 +197,7 @@ def test_lineage_defaults():
     assert starts == {"sft": None, "dpo": "sft", "second": "dpo", "third": "sft", "more": None, "last": "more"}
     assert {name: reference_of(recipe, name) for name in recipe.stages} == starts
     data = [used_data(recipe, name) for name in recipe.stages]
-    assert data == ["sft", "preference", "preference", "preference", "sft", "preference"]
+    assert data == [("sft",), ("preference",), ("preference",), ("preference",), ("sft",), ("preference",)]
 
 
 def test_lineage_from_the_base_model():

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from pydantic_core import PydanticUndefined
 
-from pipeline.recipe import STAGE_KINDS, recipe_json_schema
+from pipeline.recipe import STAGE_KINDS, loads_recipe, recipe_json_schema
 from pipeline.recipe.explain import PATTERNS, describe
 from pipeline.recipe.json_schema import STAGE_NAME
 from pipeline.recipe.settings import StageName
@@ -132,3 +132,20 @@ def test_documented_defaults_are_the_schemas():
             texts = {json.dumps(default), str(default), "" if default is None else json.dumps(default)}
             numbers = {f"{default:g}", f"{default:.1e}"} if isinstance(default, float) else set()
             assert written in texts | numbers, (path, written)
+
+
+def test_every_key_is_documented_once():
+    paths = [path for path, _ in documented()]
+    assert len(paths) == len(set(paths))
+    assert set(paths) == {key.path for key in KEYS}
+
+
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_documented_examples_load(example):
+    """Those of a whole `stages` block as they are, those of one stage behind the stages it needs."""
+    head = "name: d\ndata: {sft: {sources: [{path: a}]}, preference: {sources: [{path: p}]}}\n"
+    stages = example if example.startswith("stages:") else f"stages:\n  sft:\n  reward:\n{example}"
+    assert loads_recipe(head + stages).recipe.stages

@@ -123,11 +123,66 @@ MISTAKES: dict[str, tuple[str, str, list[str]]] = {
     ),
     "name with a slash": ("name: demo", "name: a/b", ["r.yaml:1: name", "a name of letters", "'a/b'"]),
     "stage name in capitals": ("  dpo:", "  DPO-1:", [":15: stages.DPO-1", "dpo"]),
-    "own stage name without a kind": ("  dpo:", "  second:", [":15: stages.second", "sft, dpo", "`kind:`"]),
-    "unknown kind": ("beta: 0.1", "kind: dpoo", [":16: stages.dpo.kind", "the kinds are sft, dpo", "'dpo'"]),
+    "own stage name without a kind": (
+        "  dpo:",
+        "  second:",
+        [":15: stages.second", "sft, reward, ppo, dpo", "`kind:`"],
+    ),
+    "unknown kind": (
+        "beta: 0.1",
+        "kind: dpoo",
+        [":16: stages.dpo.kind", "the kinds are sft, reward, ppo, dpo", "'dpo'"],
+    ),
     "name of our own code": ("{from: preference}", "{from_: sft}", [":12: data.prompts.from_", "'from'"]),
-    "stage of a later version": ("  dpo:", "  ppo:", [":15: stages.ppo", "no ppo stage", "sft, dpo"]),
-    "reward model": ("  dpo:", "  rm: {kind: reward}\n  dpo:", [":15: stages.rm", "no reward stage", "sft, dpo"]),
+    "method that there is not": ("  dpo:", "  ppo2:", [":15: stages.ppo2", "sft, reward, ppo, dpo", "'ppo'"]),
+    "kind that there is not": (
+        "  dpo:",
+        "  rm: {kind: rm}\n  dpo:",
+        [":15: stages.rm.kind: there is no stage kind 'rm'", "sft, reward, ppo, dpo"],
+    ),
+    "ppo without a reward": ("  dpo:", "  ppo:\n  dpo:", [":15: stages.ppo: has nothing to optimise"]),
+    "ppo key in a dpo block": (
+        "beta: 0.1",
+        "clip_range: 0.1",
+        [":16: stages.dpo.clip_range", "belongs to a ppo stage"],
+    ),
+    "ppo's word in a dpo block": ("beta: 0.1", "kl_coef: 0.1", [":16: stages.dpo.kl_coef", "'beta'"]),
+    "reward given as a word": (
+        "  dpo:",
+        "  ppo: {rewards: rules}\n  dpo:",
+        [":15: stages.ppo.rewards: expected a list, found 'rules'; write a list: [{from: rules}]"],
+    ),
+    "rewards given as words": (
+        "  dpo:",
+        "  ppo: {rewards: [rules]}\n  dpo:",
+        [":15: stages.ppo.rewards.0: expected a block of keys, found 'rules'; write {from: rules}"],
+    ),
+    "reward given as a block": (
+        "  dpo:",
+        "  ppo: {rewards: {from: rules}}\n  dpo:",
+        [":15: stages.ppo.rewards: expected a list", "[{...}]"],
+    ),
+    "typo in a reward": (
+        "  dpo:",
+        "  ppo: {rewards: [{from: rules, wieght: 2}]}\n  dpo:",
+        [":15: stages.ppo.rewards.0.wieght", "'weight'"],
+    ),
+    "discount above one": (
+        "  dpo:",
+        "  ppo: {gamma: 1.5, rewards: [{from: rules}]}\n  dpo:",
+        [":15: stages.ppo.gamma: expected a number above 0 and at most 1, found 1.5"],
+    ),
+    "lambda above one": (
+        "  dpo:",
+        "  ppo: {gae_lambda: 2, rewards: [{from: rules}]}\n  dpo:",
+        [":15: stages.ppo.gae_lambda: expected a number from 0 to 1, found 2"],
+    ),
+    "whole of the memory": (
+        "  dpo:",
+        "  ppo: {vllm: {gpu_memory_utilization: 1}, rewards: [{from: rules}]}\n  dpo:",
+        [":15: stages.ppo.vllm.gpu_memory_utilization: expected a number above 0 and below 1, found 1"],
+    ),
+    "key of a block in a stage": ("beta: 0.1", "min_accuracy: 1", [":16: stages.dpo.min_acc", "`gate` of a ppo stage"]),
     "duplicate key": ("beta: 0.1", "beta: 0.1\n    beta: 0.2", [":17: stages.dpo.beta", "already given on line 16"]),
     "duplicate on one line": ("r: 16", "r: 16, r: 8", [":5: model.adapter.r", "already given on the same line"]),
     "wandb left empty": ("tracking:", "tracking:\n  wandb:", [":21: tracking.wandb: is empty", "write {}", "null"]),
@@ -178,8 +233,11 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_lines():
 
 
 def test_a_stage_that_is_refused_leaves_no_second_problem():
-    text = GOOD[: GOOD.index("  sft: {l")] + "  ppo: {kl_coef: 1}\n"
-    assert answer(text) == "r.yaml:14: stages.ppo: this version has no ppo stage; the kinds are sft, dpo"
+    text = GOOD[: GOOD.index("  sft: {l")] + "  ppo2: {kl_coef: 1}\n"
+    assert answer(text) == (
+        "r.yaml:14: stages.ppo2: is not named after a stage kind (sft, reward, ppo, dpo); did you mean 'ppo'? "
+        "Otherwise write `kind:` in it"
+    )
 
 
 def edits(word: str) -> set[str]:
@@ -213,6 +271,7 @@ def test_all_keys_of_all_blocks_are_known():
     for kind, block in STAGE_KINDS.items():
         assert {f"stages.{kind}.{name}" for name in keys_of(block)} <= names
     assert {"model.adapter.r", "data.sft.sources[].path", "data.prompts.from", "tracking.wandb.entity"} <= names
+    assert {"stages.ppo.rewards[].from", "stages.ppo.gate.min_accuracy", "stages.ppo.vllm.url"} <= names
 
 
 @pytest.mark.parametrize(
