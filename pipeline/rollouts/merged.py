@@ -86,5 +86,4 @@ def _merged(layer: Any) -> Tensor:
     finally:
         weight.data = untouched
         layer.merged_adapters.clear()
-        layer._caches.clear()
     return merged

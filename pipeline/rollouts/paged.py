@@ -149,7 +149,7 @@ def _run(inner: Any, prompts: list[list[int]], config: Any, sampling: Any, progr
 
 @contextmanager
 def _left_as_found(inner: Any) -> Iterator[None]:
-    """Put back what continuous batching changes: training modes, attention, and the global generators, which it seeds."""
+    """Put back what continuous batching changes: training modes, attention, and the generators that it seeds."""
     modes = [(module, module.training) for module in inner.modules()]
     attention = inner.config._attn_implementation
     try:

@@ -71,8 +71,8 @@ def _require_vllm_fits(context: StageContext, kind: str) -> None:
     quantization = context.recipe.model.quantization
     if quantization != "none":
         raise RecipeError(
-            f"stages.{context.stage}.rollout_engine: {kind} is sent merged weights, and an adapter cannot be merged into "
-            f"a base in {quantization}; write model.quantization: none, or rollout_engine: generate or paged"
+            f"stages.{context.stage}.rollout_engine: {kind} is sent merged weights, and an adapter cannot be merged "
+            f"into a base in {quantization}; write model.quantization: none, or rollout_engine: generate or paged"
         )
     if device().type != "cuda":
         raise RecipeError(

@@ -5,13 +5,14 @@ the prefix cache is emptied. Prompts go as token ids, each with a seed of its ow
 would give all of them the same noise). vLLM computes in its own type and kernels, so its samples come from not quite
 the policy; it reports log-probabilities after the temperature, and importance weights follow from them.
 
-A sampled answer depends on the seed and its place, but for what vLLM's batching rounds differently.
+A sampled answer depends on the seed and its place, but for what vLLM's batching rounds differently. Written after the
+sources of TRL 1.16 and vLLM 0.22 to 0.31; what has only ever run against a fake is said in tests/rollouts/test_vllm.py.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +24,6 @@ from urllib.parse import urlparse
 from urllib.request import urlopen
 
 import torch
-from torch import Tensor
 
 from pipeline.errors import SourceUnreachableError, TrivetError
 from pipeline.models.roles import POLICY, Roles
@@ -232,7 +232,7 @@ class ColocatedEngine:
         with self._roles.sampling() as model:
             if self._changed():
                 require_mergeable(model)
-                self._policy.model = model
+                self._policy.weights = partial(merged_weights, model)
                 self._vllm.sync_weights()
                 self._changed.sent()
         asked = [SamplingParams(n=1, **_asked(sampling, place, self._stop_ids)) for place in mine]
@@ -263,20 +263,17 @@ class _Changed:
         self._sent = fingerprint(self._roles.trainable(POLICY))
 
 
-class _Policy:
-    """A model as VLLMGeneration looks at one: a folder to start from, and weights by name."""
+class _Policy(torch.nn.Module):
+    """A model as VLLMGeneration looks at one: a folder to start from, and weights by name, the policy's merged ones."""
 
     def __init__(self, folder: Path):
+        super().__init__()
         self.name_or_path = str(folder)
-        self.model: Any = None
+        self.weights: Callable[[], Iterator[tuple[str, Any]]] = lambda: iter(())
 
-    def named_modules(self) -> Iterator[tuple[str, Any]]:
-        """None of them quantised."""
-        return iter(())
-
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's, merged."""
-        return merged_weights(self.model)
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        """As the policy is now."""
+        return self.weights()
 
 
 def _peers(ranks: Ranks, device: torch.device) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_prep.records import Message, Origin, Prompt
+from pipeline import reward_function
+from pipeline.console import Console
+from pipeline.context import StageContext
 from pipeline.models import adapters
 from pipeline.models.heads import new_head, with_head
 from pipeline.models.load import describe_tokenizer, load_classifier, load_tokenizer
@@ -24,9 +29,10 @@ from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.rollouts.answers import Answer
 from pipeline.rollouts.collect import MicroBatch, Shaping, collect, lay_out
 from pipeline.rollouts.rewards import Episode
-from pipeline.runtime import Ranks
+from pipeline.runtime import Ranks, StopRequest, seed_everything
 from pipeline.stages.policy import Policy, load_policy, save_policy
 from pipeline.stages.ppo_roles import make_roles
+from pipeline.tracking import SilentTracker, Tracker
 
 ALONE = Ranks(0, 0, 1)
 BASE = "builtin:tiny-llama"
@@ -194,3 +200,90 @@ def collected(
     lengths = [len(episode.prompt_ids) + len(episode.answer.ids) for episode in episodes]
     layout = lay_out(lengths, settings.minibatches, settings.per_device_batch_size, ranks, seed)
     return collect(parts.roles, episodes, scores, layout, shaping_of(settings), PAD)
+
+
+# A whole stage
+
+REWARD_FILE = """import random
+
+
+def shorter(prompts, answers):
+    # Draws too: an interrupted run must see the same draws.
+    return [-len(a) / 10 + 0.01 * random.random() for a in answers]
+"""
+
+
+def write_rows(path: Path, count: int = 12, check: Any = None) -> Path:
+    """Demonstrations, every third of them held out."""
+    rows = [
+        {
+            "instruction": f"Say {'abcdefghijklmnop'[n]}.", "output": "ok", "split": "eval" if n % 3 == 2 else "train",
+            "check": check or {"max_chars": 6},
+        }
+        for n in range(count)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def stage_context(
+    folder: Path,
+    base: Path,
+    adapter: Any = LORA,
+    *,
+    parents: dict[str, Any] | None = None,
+    ranks: Ranks = ALONE,
+    stop: StopRequest | None = None,
+    data: dict[str, Any] | None = None,
+    seed: int = 0,
+    **ppo: Any,
+) -> StageContext:
+    """A stage as its worker starts it, in a folder that may hold an interrupted attempt: four rollouts of eight.
+
+    What the console says is in `folder.parent / "said.txt"`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, rewarding = folder.parent / "rows.jsonl", folder.parent / "mine.py"
+    if ranks.is_first:
+        if not rows.is_file():
+            write_rows(rows)
+        rewarding.write_text(REWARD_FILE)
+    settings: dict[str, Any] = {
+        "kind": "ppo", "rewards": [{"from": "function"}], "episodes": 32, "rollout_batch_size": 8, "minibatches": 2,
+        "per_device_batch_size": 2, "max_new_tokens": 5, "eval_every": 2, "save_every": 2, "eval_prompts": 4,
+        "missing_eos_penalty": 0, "learning_rate": 5e-3, "precision": "fp32", **ppo,
+    }  # fmt: skip
+    recipe = Recipe.model_validate({
+        "name": "x",
+        "seed": seed,
+        "model": {"base": BASE, "adapter": adapter},
+        "data": {"sft": {"sources": [{"path": str(rows)}]}, **(data or {})},
+        "stages": {**{name: {"kind": name} for name in ("reward",) if parents}, "ppo": settings},
+    })  # fmt: skip
+    stream = (folder.parent / "said.txt").open("a") if ranks.is_first else None
+    tracker = Tracker(folder / "metrics.jsonl", "ppo") if ranks.is_first else SilentTracker()
+    seed_everything(recipe.seed)
+    return StageContext(
+        recipe=recipe, stage="ppo", folder=folder, parents=parents or {}, base=identify(BASE, None), base_folder=base,
+        ranks=ranks, stop=stop or StopRequest(), console=Console(stream), tracker=tracker,
+        reward_function=reward_function.find(f"{rewarding}:shorter"),
+    )  # fmt: skip
+
+
+class StopAfter(StopRequest):
+    """A request to stop that comes during a given rollout."""
+
+    def __init__(self, rollouts: int):
+        super().__init__()
+        self._left = rollouts
+
+    def agreed(self) -> bool:
+        self._left -= 1
+        return self._left <= 0
+
+
+def sealed_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """What a stage hands on."""
+    files = sorted(path for form in ("adapter", "model") for path in (folder / form).glob("*.safetensors"))
+    assert files, f"no weights in {folder}"
+    return {name: tensor for path in files for name, tensor in load_file(path).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -233,3 +234,67 @@ def test_progress_order_and_ranks(lively_model):
         share = Generator(lively_model, 0, (2,), 4, "fp32", Ranks(rank, rank, 2)).answers(PROMPTS, sampling)
         assert share == whole[rank::2]
     assert generator(lively_model).answers([], sampling) == []
+
+
+# Sampled answers and how prompts are dealt
+
+
+def test_sampled_answers_do_not_depend_on_how_prompts_are_dealt(model):
+    """Batches of any size, ranks of any number, other prompts beside: an answer has the noise of its place alone."""
+    sampling = Sampling(max_new_tokens=LENGTH, temperature=0.8, seed=11)
+    prompts = PROMPTS * 3
+    stop_ids = tuple(range(2, 40))
+    expected = generator(model, stop_ids, batch_size=1).answers(prompts, sampling)
+    assert len({tuple(answer.ids) for answer in expected}) > 12, "equal prompts at other places differ"
+    assert len({len(answer.ids) for answer in expected}) > 3
+    for batch_size in (2, 5, 18):
+        assert generator(model, stop_ids, batch_size=batch_size).answers(prompts, sampling) == expected
+    for world in (2, 3):
+        for rank in range(world):
+            share = Generator(model, 0, stop_ids, 4, "fp32", Ranks(rank, rank, world)).answers(prompts, sampling)
+            assert share == expected[rank::world]
+    assert generator(model, stop_ids).answers(prompts[:7], sampling) == expected[:7]
+    others = [prompt if place in (2, 9) else [1, 99, 98] for place, prompt in enumerate(prompts)]
+    found = generator(model, stop_ids, batch_size=6).answers(others, sampling)
+    assert (found[2], found[9]) == (expected[2], expected[9])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_whole_answers_come_from_the_tempered_model(temperature):
+    """Six words, three tokens, 20000 answers: total variation from the exact probabilities of all 156 answers.
+
+    Control: twice as far from the distribution at the other temperature as chance would put it.
+    """
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=6, n_positions=8, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=0)
+    tiny = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in tiny.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8.0)
+    n = 20_000
+    found = Generator(tiny, 5, (0,), 5000, "fp32", ALONE).answers([[1, 3]] * n, Sampling(3, temperature, seed=1))
+    seen = Counter(tuple(answer.ids) for answer in found)
+
+    def distance(temperature: float) -> float:
+        exact = probabilities(tiny, (1, 3), 3, temperature)
+        assert len(exact) == 1 + 5 + 25 * 6 and abs(sum(exact.values()) - 1) < 1e-6
+        return 0.5 * sum(abs(seen[answer] / n - probability) for answer, probability in exact.items())
+
+    chance = 0.5 * sum(math.sqrt(2 * p / (math.pi * n)) for p in probabilities(tiny, (1, 3), 3, temperature).values())
+    assert distance(temperature) < 1.4 * chance and chance < 0.04
+    assert distance(1.6 - temperature) > 3 * chance
+
+
+def probabilities(model: Any, prompt: tuple[int, ...], length: int, temperature: float) -> dict[tuple[int, ...], float]:
+    """Of every answer that ends with 0 or is so long."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].double()
+    found = {}
+    for token, probability in enumerate(torch.softmax(logits / temperature, -1).tolist()):
+        if token == 0 or length == 1:
+            found[(token,)] = probability
+            continue
+        for rest, inner in probabilities(model, (*prompt, token), length - 1, temperature).items():
+            found[(token, *rest)] = probability * inner
+    return found

@@ -1,4 +1,4 @@
-"""Continuous batching: greedy answers against `generate`, sampled ones against the softmax, and nothing left changed."""
+"""Continuous batching: greedy answers against `generate`, sampled ones against the softmax; nothing left changed."""
 
 from __future__ import annotations
 
