@@ -224,7 +224,8 @@ def new_run(tmp_path, caches) -> Iterator[Callable[..., Run]]:
 @pytest.fixture(scope="session")
 def run_in(caches) -> Callable[..., Run]:
     """Makes runs in folders that outlive a test."""
-    return lambda folder, options=(): Run(folder, ROOT / "recipes" / "tiny_dpo.yaml", caches, options)
+    default = ROOT / "recipes" / "tiny_dpo.yaml"
+    return lambda folder, options=(), recipe=default: Run(folder, recipe, caches, options)
 
 
 @pytest.fixture(scope="session")
