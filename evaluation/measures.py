@@ -1,34 +1,29 @@
-"""The single measurements: each takes a policy and held-out material and gives some columns of its row."""
+"""The single measurements that need one policy alone: each gives some columns of its row."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data_prep.chat import ChatFormatter, EncodedDemonstration
 from data_prep.checks import passes
 from data_prep.records import Prompt
-from evaluation.generate import Answer, Generator, Progress, Sampling
-from evaluation.intervals import bootstrap_mean_ci, paired_bootstrap_ci, preference_accuracy
-from evaluation.likelihood import Row, Scorer, demonstration_rows, mean_loss
-from evaluation.policies import Policies
-from pipeline.algorithms.kl import k1
+from evaluation.intervals import bootstrap_mean_ci, preference_accuracy
+from evaluation.likelihood import Scorer, demonstration_rows, mean_loss
 from pipeline.context import HELD_OUT_PAIRS
+from pipeline.rollouts.answers import Answer, Progress, Sampling
+from pipeline.rollouts.generate import Generator
 
 COLUMNS = (
-    "rule_accuracy", "rule_n", "rule_ci95", "score", "score_heldout", "kl_to_reference", "kl_ci95", "response_tokens",
-    "eos_rate", "perplexity", "perplexity_n", "preference_accuracy", "preference_ci95", "preference_n",
-    "preference_margin", "win_rate",
+    "rule_accuracy", "rule_n", "rule_ci95", "score", "score_n", "score_ci95", "score_heldout", "kl_to_reference",
+    "kl_ci95", "response_tokens", "eos_rate", "perplexity", "perplexity_n", "preference_accuracy", "preference_ci95",
+    "preference_n", "preference_margin", "win_rate",
 )  # fmt: skip
-SAMPLING_SEED = 0
-"""Answers for the KL estimate are drawn alike in every run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +35,11 @@ class Answered:
     """None when the prompt has no rule."""
     tokens: int
     stopped: bool
+
+    @property
+    def right(self) -> float | None:
+        """1 or 0."""
+        return None if self.correct is None else float(self.correct)
 
     def as_list(self) -> list[Any]:
         """For JSON."""
@@ -72,7 +72,7 @@ def rule_row(answers: Sequence[Answered]) -> dict[str, Any]:
     """Rule-checked accuracy with its interval; length and stopping of the greedy answers."""
     if not answers:
         return {}
-    correct = [float(answer.correct) for answer in answers if answer.correct is not None]
+    correct = [answer.right for answer in answers if answer.right is not None]
     row: dict[str, Any] = {
         "response_tokens": sum(answer.tokens for answer in answers) / len(answers),
         "eos_rate": sum(answer.stopped for answer in answers) / len(answers),
@@ -81,28 +81,6 @@ def rule_row(answers: Sequence[Answered]) -> dict[str, Any]:
         found = bootstrap_mean_ci(correct)
         row.update(rule_accuracy=found.estimate, rule_n=found.n, rule_ci95=found.bounds)
     return row
-
-
-def rule_comparison(
-    start: str, before: Sequence[Answered], name: str, after: Sequence[Answered]
-) -> dict[str, Any] | None:
-    """Difference in rule accuracy on the same prompts, with a paired interval."""
-    pairs = [
-        (float(a.correct), float(b.correct))
-        for a, b in zip(before, after, strict=True)
-        if a.correct is not None and b.correct is not None
-    ]
-    if not pairs:
-        return None
-    found = paired_bootstrap_ci([a for a, _ in pairs], [b for _, b in pairs])
-    return {
-        "metric": "rule_accuracy",
-        "from": start,
-        "to": name,
-        "difference": found.estimate,
-        "ci95": found.bounds,
-        "n": found.n,
-    }
 
 
 def rule_families(prompts: Sequence[Prompt], answers: Sequence[Answered]) -> dict[str, dict[str, int]]:
@@ -116,35 +94,28 @@ def rule_families(prompts: Sequence[Prompt], answers: Sequence[Answered]) -> dic
     return {family: {"n": count[family], "correct": right[family]} for family in sorted(count)}
 
 
+def answer_lines(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answered]]) -> list[dict[str, Any]]:
+    """The lines of `answers.jsonl`: prompt by prompt, each policy's answer below the other's."""
+    return [
+        {
+            "prompt_id": index,
+            "policy": name,
+            "family": prompt.origin.family,
+            "prompt": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
+            "response": found[index].text,
+            "correct": found[index].correct,
+            "tokens": found[index].tokens,
+            "eos": found[index].stopped,
+        }
+        for index, prompt in enumerate(prompts)
+        for name, found in answers.items()
+    ]
+
+
 def perplexity_row(scorer: Scorer, rows: Sequence[EncodedDemonstration], progress: Progress) -> dict[str, Any]:
     """exp of the mean loss per response token on held-out demonstrations."""
     loss = mean_loss(scorer.score(demonstration_rows(rows), progress))
     return {"perplexity": math.exp(loss), "perplexity_n": len(rows)}
-
-
-def kl_row(
-    policies: Policies,
-    name: str,
-    reference: str,
-    prompts: Sequence[list[int]],
-    generator: Callable[[Any], Generator],
-    scorer: Callable[[Any], Scorer],
-    max_new_tokens: int,
-    progress: Progress,
-) -> dict[str, Any]:
-    """KL(policy || reference) in nats per response: the mean of log pi(y|x) - log ref(y|x) over sampled answers.
-
-    Answers are drawn at temperature 1 from the whole distribution and scored by both policies in the same batches.
-    """
-    sampling = Sampling(max_new_tokens, temperature=1.0, seed=SAMPLING_SEED)
-    with policies.use(name) as model:
-        answers = generator(model).answers(prompts, sampling, progress)
-        rows = [_answer_row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        logps = [row.logp for row in scorer(model).score(rows)]
-    with policies.use(reference) as model:
-        ref_logps = [row.logp for row in scorer(model).score(rows)]
-    found = bootstrap_mean_ci(k1(torch.tensor(logps), torch.tensor(ref_logps)).tolist())
-    return {"kl_to_reference": found.estimate, "kl_ci95": found.bounds}
 
 
 def preference_row(artefact: Path) -> dict[str, Any]:
@@ -168,7 +139,3 @@ def _scored(prompt: Prompt, answer: Answer, formatter: ChatFormatter) -> Answere
     text = formatter.response_text(answer.ids)
     correct = None if prompt.check is None else passes(prompt.check, text)
     return Answered(text, correct, len(answer.ids), answer.stopped)
-
-
-def _answer_row(prompt: list[int], answer: Answer) -> Row:
-    return [*prompt, *answer.ids], [False] * len(prompt) + [True] * len(answer.ids)

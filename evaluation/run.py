@@ -1,7 +1,8 @@
 """Evaluation as a sealed node of a run: every policy side by side on the same held-out rows and prompts.
 
-Takes: all policies of the run and the held-out part of its data. Gives: `answers.jsonl` and the figures of
-`results.json`. Each measurement is kept as soon as it is made, so an interrupted evaluation goes on where it was.
+Takes: all policies and reward models of the run and the held-out part of its data. Gives: `answers.jsonl` and the
+figures of `results.json`. Each measurement is kept as soon as it is made, so an interrupted evaluation goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -10,24 +11,25 @@ import json
 from functools import cached_property, partial
 from typing import Any
 
-from data_prep.build import encode, encode_demonstrations, held_out_prompts, without_seen
+from data_prep.build import encode, encode_demonstrations, prompts, without_seen
 from data_prep.chat import ChatFormatter, EncodedDemonstration
 from data_prep.clean import limit_records
 from data_prep.records import Prompt
-from evaluation.generate import Generator, Progress
-from evaluation.likelihood import Scorer
+from evaluation import sampled
+from evaluation.compare import differences, judge, pairs, reference_policy
+from evaluation.likelihood import Row, Scorer
 from evaluation.measures import (
     Answered,
     answer_all,
+    answer_lines,
     base_row,
-    kl_row,
     perplexity_row,
     preference_row,
-    rule_comparison,
     rule_families,
     rule_row,
 )
-from evaluation.policies import BASE, Policies
+from evaluation.policies import Policies
+from evaluation.scores import RewardScorer
 from pipeline.artefact import Artefact
 from pipeline.context import (
     StageContext,
@@ -39,9 +41,9 @@ from pipeline.context import (
 )
 from pipeline.errors import PreemptedError
 from pipeline.models.load import describe_tokenizer, device, load_tokenizer
-from pipeline.recipe.lineage import policy_of
-from pipeline.recipe.schema import Recipe
-from pipeline.recipe.stage_settings import DpoSettings
+from pipeline.models.reward_model import read_spec
+from pipeline.rollouts.answers import Progress
+from pipeline.rollouts.generate import Generator
 from pipeline.runtime import resolve_precision
 
 READABLE_PROMPTS = 24
@@ -61,15 +63,23 @@ def run(context: StageContext) -> StageResult:
     precision = resolve_precision(next(reversed(recipe.stages.values())).precision)
     evaluation = _Evaluation(context, ChatFormatter(tokenizer), description.pad_id, precision, artefacts)
     rows = {name: evaluation.row(name) for name in evaluation.policies.names}
+    scores = evaluation.all_scores()
+    for name, found in scores.items():
+        rows[name].update(sampled.score_row(found))
     answers = evaluation.all_answers()
     if context.ranks.is_first:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in evaluation.answer_lines(answers))
+        text = "".join(
+            json.dumps(line, ensure_ascii=False) + "\n" for line in answer_lines(evaluation.prompts, answers)
+        )
         (context.folder / "answers.jsonl").write_text(text, encoding="utf-8")
+    right = {name: [answer.right for answer in found] for name, found in answers.items()}
+    compared = pairs(recipe)
     metrics = {
         "reference": evaluation.reference,
+        "score_by": evaluation.judge if scores else None,
         "policies": rows,
         "families": {name: rule_families(evaluation.prompts, found) for name, found in answers.items()},
-        "comparisons": _comparisons(recipe, answers),
+        "comparisons": differences("rule_accuracy", compared, right) + differences("score", compared, scores),
     }
     return StageResult(
         form="none", tokenizer=description, precision=precision, device=str(device()), data={}, metrics=metrics
@@ -96,12 +106,13 @@ class _Evaluation:
         self._seen = seen_prompts(artefacts)
         self._tasks = set(context.recipe.evaluation.tasks)
         self.policies = Policies(artefacts, context.base_folder, context.recipe.model, precision)
-        self.reference = _reference(context.recipe)
+        self.reference = reference_policy(context.recipe)
+        self.judge = judge(context.recipe)
         self._chosen = self._choose_prompts()
         self._prompts = self._chosen[: self._greedy_count()]
 
     def row(self, name: str) -> dict[str, Any]:
-        """All columns of one policy."""
+        """The columns of one policy that need no reward model."""
         row = base_row()
         row.update(rule_row(self._answers(name)) if "rules" in self._tasks else {})
         if "perplexity" in self._tasks and self._recipe.data.sft is not None:
@@ -123,28 +134,16 @@ class _Evaluation:
         """Every policy's greedy answers, by policy."""
         return {name: self._answers(name) for name in self.policies.names} if "rules" in self._tasks else {}
 
-    def answer_lines(self, answers: dict[str, list[Answered]]) -> list[dict[str, Any]]:
-        """The lines of `answers.jsonl`: prompt by prompt, each policy's answer below the other's."""
-        lines = []
-        for index, (prompt, _) in enumerate(self._prompts):
-            for name, found in answers.items():
-                lines.append(
-                    {
-                        "prompt_id": index,
-                        "policy": name,
-                        "family": prompt.origin.family,
-                        "prompt": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
-                        "response": found[index].text,
-                        "correct": found[index].correct,
-                        "tokens": found[index].tokens,
-                        "eos": found[index].stopped,
-                    }
-                )
-        return lines
+    def all_scores(self) -> dict[str, list[float]]:
+        """The judge's scores of every policy's sampled answers, by policy. Last, so that the judge is loaded once."""
+        if "score" not in self._tasks or self.judge is None or not self._prompts:
+            return {}
+        rows = {name: self._sampled(name) for name in self.policies.names}
+        return {name: self._kept(f"score-{name}", name, partial(self._scores, rows[name]))["scores"] for name in rows}
 
     def _choose_prompts(self) -> list[tuple[Prompt, list[int]]]:
         """Held-out prompts that no policy was trained on; those with a rule first, as only they can be scored."""
-        found = held_out_prompts(self._recipe.data)
+        found = prompts(self._recipe.data)
         unseen = without_seen(found.held_out, self._seen)
         with_rule = [prompt for prompt in unseen if prompt.check is not None]
         settings = self._recipe.evaluation
@@ -189,14 +188,27 @@ class _Evaluation:
         with self.policies.use(name) as model:
             return perplexity_row(self._scorer(model), self._held_out, self._progress(f"perplexity of {name}"))
 
-    def _kl(self, name: str) -> dict[str, Any]:
-        prompts = [ids for _, ids in self._chosen[: self._recipe.evaluation.kl_prompts]]
+    def _sampled(self, name: str) -> list[Row]:
+        """A policy's sampled answers behind their prompts."""
         settings = self._recipe.evaluation
-        task = f"KL of {name} to {self.reference}"
-        return kl_row(
-            self.policies, name, self.reference, prompts, self._generator, self._scorer, settings.max_new_tokens,
-            self._progress(task),
-        )  # fmt: skip
+        prompts = [ids for _, ids in self._chosen[: settings.kl_prompts]]
+
+        def compute(policy: str) -> dict[str, Any]:
+            task = self._progress(f"sampled answers of {policy}")
+            with self.policies.use(policy) as model:
+                return {"answers": sampled.draw(self._generator(model), prompts, settings.max_new_tokens, task)}
+
+        return sampled.answer_rows(prompts, self._kept(f"sampled-{name}", name, compute)["answers"])
+
+    def _kl(self, name: str) -> dict[str, Any]:
+        return sampled.kl_row(self.policies, name, self.reference, self._sampled(name), self._scorer)
+
+    def _scores(self, rows: list[Row], name: str) -> dict[str, Any]:
+        assert self.judge is not None
+        members, spec = self.policies.members(self.judge), read_spec(self._artefacts[self.judge])
+        size = self._recipe.evaluation.batch_size
+        scorer = RewardScorer(members, spec, self._pad_id, size, self._precision, self._context.ranks)
+        return {"scores": scorer.score([ids for ids, _ in rows], self._progress(f"score of {name} by {self.judge}"))}
 
     def _scorer(self, model: Any) -> Scorer:
         size = self._recipe.evaluation.batch_size
@@ -215,21 +227,3 @@ class _Evaluation:
 
     def _progress(self, task: str) -> Progress:
         return partial(self._context.console.progress, task)
-
-
-def _reference(recipe: Recipe) -> str:
-    """The policy that divergence is measured from: the one that preference training starts from."""
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, DpoSettings):
-            return policy_of(recipe, name) or BASE
-    return BASE
-
-
-def _comparisons(recipe: Recipe, answers: dict[str, list[Answered]]) -> list[dict[str, Any]]:
-    """Each stage against the policy it started from."""
-    found = []
-    for name in recipe.stages:
-        start = policy_of(recipe, name) or BASE
-        if answers.get(name):
-            found.append(rule_comparison(start, answers[start], name, answers[name]))
-    return [comparison for comparison in found if comparison]

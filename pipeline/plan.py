@@ -179,6 +179,8 @@ def _reward_settings(
 def _evaluation_settings(recipe: Recipe, base: BaseIdentity, prints: dict[str, list[str]]) -> dict[str, Any]:
     return {
         "evaluation": recipe.evaluation.model_dump(mode="json"),
+        # Which stage is the reference, and which reward model the judge, depends on it.
+        "order": list(recipe.stages),
         "prompts": recipe.data.prompts.model_dump(mode="json", by_alias=True),
         "precision": [stage.precision for stage in recipe.stages.values()],
         "betas": [stage.beta for stage in recipe.stages.values() if isinstance(stage, DpoSettings)],

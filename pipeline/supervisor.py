@@ -27,7 +27,7 @@ from pipeline.peers import Peers, free_port
 from pipeline.plan import ALGORITHM_VERSIONS, Decision, Node, decide, make_nodes
 from pipeline.processes import StageFailed, prepare_base, run_worker
 from pipeline.recipe import LoadedRecipe
-from pipeline.results import write_results
+from pipeline.results import headline, write_results
 from pipeline.reward_function import RewardFunction
 from pipeline.runtime import Ranks, library_versions
 
@@ -213,7 +213,9 @@ class Supervisor:
         sealed = artefact.open_artefact(node.folder, node.key)
         self._link(node)
         ledger.update(node.name, status="done", seconds=round(time.monotonic() - started, 1))
-        self._console.say(f"{node.name}: done in {sealed.manifest.seconds:.0f} s, {headline(sealed.manifest.metrics)}")
+        self._console.say(
+            f"{node.name}: done in {sealed.manifest.seconds:.0f} s, {headline(node.kind, sealed.manifest.metrics)}"
+        )
 
     def _work(self, assignment: Assignment, port: int) -> dict[str, Any]:
         if self._options.in_process:
@@ -292,21 +294,6 @@ class Supervisor:
 
         write_report(self._folder)
         print_summary(self._folder)
-
-
-def headline(metrics: dict[str, Any]) -> str:
-    """The one figure of a stage that a person wants to see at once."""
-    if metrics.get("eval_loss") is not None:
-        return f"held-out loss {metrics['eval_loss_before']:.3f} -> {metrics['eval_loss']:.3f}"
-    if metrics.get("eval_accuracy") is not None:
-        low, high = metrics["eval_accuracy_ci95"]
-        return (
-            f"held-out preference accuracy {metrics['eval_accuracy_before']:.2f} -> {metrics['eval_accuracy']:.2f} "
-            f"[{low:.2f}, {high:.2f}] on {metrics['eval_n']} pairs"
-        )
-    if "policies" in metrics:
-        return f"{len(metrics['policies'])} policies measured"
-    return "nothing held out to measure it on"
 
 
 def _shown(path: Path) -> str:

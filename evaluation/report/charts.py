@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup, escape
 
 from evaluation.report.measures import plain
 
 _WIDTH, _HEIGHT = 420, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 20, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 20, 12, 40
 _BUCKETS = 300
 _MARKED = 24
 """A line of up to this many points shows each of them as a dot."""
@@ -24,11 +24,24 @@ _DENSE = 300
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One line: points (x, y) in the order of x, under a label that the legend shows. `style` is its CSS class."""
+    """One line: points (x, y) in the order drawn, under a label that the legend shows. `style` is its CSS class."""
 
     label: str
     style: str
     points: tuple[tuple[float, float], ...]
+    hints: tuple[str, ...] = ()
+    """What each point says when it is pointed at; points with hints are always drawn as dots."""
+    joined: bool = True
+    """Whether a line joins the points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A ring around a point, with words beside it."""
+
+    x: float
+    y: float
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +54,41 @@ class Axis:
     label: str
 
 
-def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: str) -> Markup:
-    """An SVG chart of `series`; its description for screen readers gives first and last value of each line."""
-    drawn = [Series(label=s.label, style=s.style, points=thin(s.points)) for s in series if s.points]
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    steps: bool = True,
+    x_range: Sequence[float] = (),
+    y_range: Sequence[float] = (),
+    marks: Sequence[Mark] = (),
+) -> Markup:
+    """An SVG chart of `series`; its description for screen readers gives first and last value of each line.
+
+    Args:
+        title: what it shows.
+        series: lines; those without points are left out.
+        x_label, y_label: what the axes count.
+        steps: whether x counts steps, which fill the width.
+        x_range, y_range: values that the axes reach in any case.
+        marks: points to point out.
+    """
+    drawn = [replace(s, points=thin(s.points)) for s in series if s.points]
     if not drawn:
         return Markup("")
-    x_axis = _axis([x for s in drawn for x, _ in s.points], x_label, count=5, steps=True)
-    y_axis = _axis([y for s in drawn for _, y in s.points], y_label, count=4)
+    x_axis = _axis([*x_range, *(x for s in drawn for x, _ in s.points)], x_label, count=5, steps=steps)
+    y_axis = _axis([*y_range, *(y for s in drawn for _, y in s.points)], y_label, count=5)
     told = "; ".join(f"{s.label} from {plain(s.points[0][1])} to {plain(s.points[-1][1])}" for s in series if s.points)
     parts = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(f"{title}: {told}")}">',
         *_grid(x_axis, y_axis),
         *(_line(s, x_axis, y_axis, alone=len(drawn) == 1) for s in drawn),
+        *(_mark(mark, x_axis, y_axis) for mark in marks),
         "</svg>",
     ]
-    return Markup("\n".join(parts))  # every text in parts was escaped above or in _grid
+    return Markup("\n".join(parts))  # every text in parts was escaped above or in the functions called
 
 
 def thin(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
@@ -90,7 +123,9 @@ def _axis(values: Sequence[float], label: str, *, count: int, steps: bool = Fals
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):  # one value only: give it room on both sides
         room = abs(low) * 0.1 or 1.0
         low, high = low - room, high + room
-    ticks = nice_ticks(low, high, count)
+    # A hair over a round number, such as a divergence estimated as -0.002, is not worth a tick of its own.
+    slack = 0.01 * (high - low)
+    ticks = nice_ticks(low + slack, high - slack, count)
     if steps:  # steps fill the width, and a fraction of a step is no place
         whole = tuple(t for t in ticks if low - 1e-9 <= t <= high + 1e-9 and t == int(t))
         return Axis(low, high, whole, label)
@@ -135,17 +170,36 @@ def _tick(value: float, axis: Axis) -> str:
         return "0"
     if 10_000 <= max(map(abs, axis.ticks)) < 1e7 and span >= 100:
         return f"{value / 1000:,.{0 if span >= 1000 else 1}f}k"
-    if span < 0.001 or abs(value) >= 1e7:
+    if abs(value) >= 1e7 or (span < 0.001 and max(map(abs, axis.ticks)) < 0.01):
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     return f"{value:,.{max(0, -math.floor(math.log10(span) + 1e-9))}f}"
 
 
 def _line(series: Series, x_axis: Axis, y_axis: Axis, *, alone: bool) -> str:
-    places = [f"{_x(x, x_axis):.1f},{_y(y, y_axis):.1f}" for x, y in series.points]
+    places = [(f"{_x(x, x_axis):.1f}", f"{_y(y, y_axis):.1f}") for x, y in series.points]
     style = escape(f"{series.style} dense" if len(places) > _DENSE and not alone else series.style)
-    line = f'<polyline class="line {style}" points="{" ".join(places)}"/>' if len(places) > 1 else ""
-    if len(places) > _MARKED:
+    joined = " ".join(map(",".join, places))
+    line = f'<polyline class="line {style}" points="{joined}"/>' if series.joined and len(places) > 1 else ""
+    if len(series.hints) == len(places):
+        hints = [f"<title>{escape(hint)}</title>" for hint in series.hints]
+    elif len(places) <= _MARKED:
+        hints = [""] * len(places)
+    else:
         return line
-    dots = "".join('<circle class="dot {}" cx="{}" cy="{}" r="2.6"/>'.format(style, *p.split(",")) for p in places)
-    return line + dots
+    dots = (
+        f'<circle class="dot {style}" cx="{x}" cy="{y}" r="2.6">{hint}</circle>'
+        for (x, y), hint in zip(places, hints, strict=True)
+    )
+    return line + "".join(dots)
+
+
+def _mark(mark: Mark, x_axis: Axis, y_axis: Axis) -> str:
+    x, y = _x(mark.x, x_axis), _y(mark.y, y_axis)
+    # Words stand below, where lines that rise leave room, and on the side where they fit.
+    anchor, at = ("end", x - 4) if x > _WIDTH - _RIGHT - 5.6 * len(mark.text) else ("start", x + 4)
+    beside = y + 19 if y < _HEIGHT - _BOTTOM - 24 else y - 10
+    return (
+        f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>'
+        f'<text class="told" x="{at:.1f}" y="{beside:.1f}" text-anchor="{anchor}">{escape(mark.text)}</text>'
+    )

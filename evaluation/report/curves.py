@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -37,20 +37,45 @@ class StageCurves:
     """The charts of one stage: the ones to look at first, and the rest of what it logged."""
 
     stage: str
+    kind: str
     main: tuple[Chart, ...]
     further: tuple[Chart, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Metrics that share a chart: one in training and the same on held-out data, or several of one unit."""
+
+    title: str
+    unit: str
+    names: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    """Of each name's line; unsaid, lines are labelled by their split."""
+
+
 _LOSS_UNITS = {"sft": "loss, nats per token", "dpo": "loss, nats per pair", "reward": "loss, nats per pair"}
-_MAIN = {
-    "loss": ("Loss", "loss"),
-    "objective/score": ("Score", "score from the reward model"),
-    "objective/kl_seq": ("KL to the reference", "nats per response"),
-    "rewards/accuracies": ("Preference accuracy", "share of pairs"),
-    "rewards/margins": ("Preference margin", "nats"),
-    "learning_rate": ("Learning rate", "learning rate"),
-    "grad_norm": ("Gradient norm before clipping", "norm"),
-}
+_MAIN = (
+    Panel("Loss", "loss", ("loss",)),
+    Panel("Preference accuracy", "share of pairs", ("rewards/accuracies", "accuracy")),
+    Panel("Preference margin", "nats", ("rewards/margins", "margin")),
+    Panel("Learning rate", "learning rate", ("learning_rate",)),
+    Panel("Gradient norm before clipping", "norm", ("grad_norm",)),
+)
+_PPO = (
+    Panel("Score", "score", ("objective/score", "score")),
+    Panel("KL to the reference", "nats per response", ("objective/kl_seq", "kl_seq")),
+    Panel("Score used less the price of the KL", "score", ("objective/rlhf_reward", "objective")),
+    Panel("Response length", "tokens", ("response/len_mean", "len_mean")),
+    Panel("Responses that end by themselves", "share", ("response/eos_rate", "eos_rate")),
+    Panel("Variance of the returns that the value explains", "share", ("value/explained_var",)),
+    Panel(
+        "Tokens whose ratio is clipped",
+        "share",
+        ("policy/clipfrac_high", "policy/clipfrac_low"),
+        ("from above", "from below"),
+    ),
+    Panel("Entropy", "nats per token", ("policy/entropy",)),
+)
 _ORDER = {"eval": 1, "train": 0}
 
 
@@ -64,31 +89,50 @@ def _stage_curves(stage: Stage) -> StageCurves:
     by_name: dict[str, list[Point]] = {}
     for point in stage.points:
         by_name.setdefault(point.name, []).append(point)
-    further = sorted(name for name in by_name if name not in _MAIN)
+    panels = [panel for panel in (_PPO if stage.kind == "ppo" else _MAIN) if set(panel.names) & set(by_name)]
+    shown = {name for panel in panels for name in panel.names}
+    further = [Panel(name, name, (name,)) for name in sorted(by_name) if name not in shown]
     return StageCurves(
         stage=stage.name,
-        main=tuple(_chart(stage, name, by_name[name]) for name in _MAIN if name in by_name),
-        further=tuple(_chart(stage, name, by_name[name]) for name in further),
+        kind=stage.kind,
+        main=tuple(_chart(stage, panel, by_name) for panel in panels),
+        further=tuple(_chart(stage, panel, by_name) for panel in further),
     )
 
 
-def _chart(stage: Stage, name: str, points: list[Point]) -> Chart:
-    title, unit = _MAIN.get(name, (name, name))
-    if name == "loss":
-        unit = _LOSS_UNITS.get(stage.kind, unit)
-    splits = sorted({point.split for point in points}, key=lambda split: (_ORDER.get(split, 2), split))
-    series = [_series(split, points) for split in splits]
+def _chart(stage: Stage, panel: Panel, by_name: dict[str, list[Point]]) -> Chart:
+    unit = _LOSS_UNITS.get(stage.kind, panel.unit) if panel.names == ("loss",) else panel.unit
+    points = [point for name in panel.names for point in by_name.get(name, ())]
+    series = _named(panel, by_name) if panel.labels else _by_split(points)
     legend = tuple(
         Legend(label=s.label, style=s.style, last=plain(s.points[-1][1]) if s.points else "–") for s in series
     )
-    svg = line_chart(f"{title} of {stage.name}", series, x_label="optimiser step", y_label=unit)
-    return Chart(title=title, svg=svg, legend=legend, left_out=sum(point.value is None for point in points))
+    x_label = "rollout" if stage.kind == "ppo" else "optimiser step"
+    svg = line_chart(f"{panel.title} of {stage.name}", series, x_label=x_label, y_label=unit)
+    return Chart(title=panel.title, svg=svg, legend=legend, left_out=sum(point.value is None for point in points))
 
 
-def _series(split: str, points: list[Point]) -> Series:
-    """One split's line. A step that was logged twice (before and after a resume) counts as it was logged last."""
-    by_step = {p.step: p.value for p in points if p.split == split}
-    line = tuple((step, value) for step, value in sorted(by_step.items()) if value is not None)
-    return Series(
-        label={"eval": "held-out"}.get(split, split), style=split if split in _ORDER else "other", points=line
-    )
+def _by_split(points: Sequence[Point]) -> list[Series]:
+    splits = sorted({point.split for point in points}, key=lambda split: (_ORDER.get(split, 2), split))
+    return [
+        Series(
+            label={"eval": "held-out"}.get(split, split),
+            style=split if split in _ORDER else "other",
+            points=_line([point for point in points if point.split == split]),
+        )
+        for split in splits
+    ]
+
+
+def _named(panel: Panel, by_name: dict[str, list[Point]]) -> list[Series]:
+    styles = ("train", "other")
+    rows = zip(panel.names, panel.labels, styles, strict=True)
+    return [
+        Series(label=label, style=style, points=_line(by_name[name])) for name, label, style in rows if name in by_name
+    ]
+
+
+def _line(points: Sequence[Point]) -> tuple[tuple[float, float], ...]:
+    """A step that was logged twice (before and after a resume) counts as it was logged last."""
+    by_step = {point.step: point.value for point in points}
+    return tuple((step, value) for step, value in sorted(by_step.items()) if value is not None)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.report import files
+from evaluation.report.answers import Answer, Rollout, answers_in, rollouts_in
 from evaluation.report.provenance import Provenance, provenance_from
 from pipeline.errors import DataError
 
@@ -43,6 +44,8 @@ class Stage:
     metrics: Mapping[str, Any]
     provenance: Provenance | None
     points: tuple[Point, ...]
+    rollouts: tuple[Rollout, ...]
+    """Sampled answers that a PPO stage left to read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,20 +69,6 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One policy's greedy answer to one held-out prompt. `correct` is None where no rule can judge."""
-
-    prompt_id: str
-    policy: str
-    family: str
-    prompt: tuple[tuple[str, str], ...]
-    response: str
-    correct: bool | None
-    tokens: int | None
-    eos: bool | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """All that a run directory says."""
 
@@ -91,6 +80,8 @@ class Run:
     recipe: str
     stages: tuple[Stage, ...]
     reference: str
+    score_by: str
+    """The reward stage whose model scored the policies; empty for none."""
     policies: Mapping[str, Mapping[str, Any]]
     families: Mapping[str, Mapping[str, Tally]]
     comparisons: tuple[Comparison, ...]
@@ -109,7 +100,8 @@ def load_run(directory: Path) -> Run:
     recipe = files.read_text(directory / "recipe.yaml", gaps, "recipe.yaml")
     measured = files.mapping(results.get("evaluation"))
     stages = _stages(directory, ledger, results, gaps)
-    answers = _answers(directory, measured, stages, gaps)
+    ended = bool(measured) or any(s.name == EVALUATION and s.status in ("done", "skipped") for s in stages)
+    answers = answers_in(directory / EVALUATION, gaps if ended else [], EVALUATION)
     return Run(
         directory=directory,
         name=files.text(results.get("name") or ledger.get("name")) or directory.resolve().name,
@@ -119,6 +111,7 @@ def load_run(directory: Path) -> Run:
         recipe=recipe,
         stages=stages,
         reference=files.text(measured.get("reference")),
+        score_by=files.text(measured.get("score_by")),
         policies={name: files.mapping(row) for name, row in files.mapping(measured.get("policies")).items()},
         families={name: _tallies(row) for name, row in files.mapping(measured.get("families")).items()},
         comparisons=tuple(c for row in files.objects(measured.get("comparisons")) if (c := _comparison(row))),
@@ -151,17 +144,21 @@ def _stage(directory: Path, name: str, row: Mapping[str, Any], result: Mapping[s
     owes_curves = name != EVALUATION and status in ("done", "skipped", "running", "interrupted", "failed")
     lines = files.read_jsonl(directory / name / "metrics.jsonl", gaps if owes_curves else [], f"{name}/metrics.jsonl")
     provenance = provenance_from(found) if found else None
+    points = tuple(point for line in lines if (point := _point(line)))
+    kind = files.text(row.get("kind")) or (provenance.kind if provenance else "")
     seconds = files.number(row.get("seconds"))
     return Stage(
         name=name,
-        kind=files.text(row.get("kind")) or (provenance.kind if provenance else ""),
+        kind=kind,
         status=status or "unknown",
         reason=files.text(row.get("reason")),
         key=files.text(row.get("key")) or (provenance.key if provenance else ""),
         seconds=seconds if seconds is not None else files.number(result.get("seconds")),
         metrics=files.mapping(result.get("metrics")) or (provenance.metrics if provenance else {}),
         provenance=provenance,
-        points=tuple(point for line in lines if (point := _point(line))),
+        points=points,
+        # Samples are written whenever metrics are.
+        rollouts=rollouts_in(directory / name, gaps if sealed and points else [], name) if kind == "ppo" else (),
     )
 
 
@@ -194,33 +191,3 @@ def _tallies(row: object) -> Mapping[str, Tally]:
         family: Tally(n=files.whole(cell.get("n")), correct=files.whole(cell.get("correct")))
         for family, cell in cells.items()
     }
-
-
-def _answers(
-    directory: Path, measured: Mapping[str, Any], stages: tuple[Stage, ...], gaps: list[str]
-) -> tuple[Answer, ...]:
-    ended = bool(measured) or any(s.name == EVALUATION and s.status in ("done", "skipped") for s in stages)
-    path = directory / EVALUATION / "answers.jsonl"
-    lines = files.read_jsonl(path, gaps if ended else [], f"{EVALUATION}/answers.jsonl")
-    return tuple(_answer(line) for line in lines if line.get("policy") is not None)
-
-
-def _answer(line: Mapping[str, Any]) -> Answer:
-    turns = line.get("prompt")
-    prompt = [(files.text(turn.get("role")), files.text(turn.get("content"))) for turn in files.objects(turns)]
-    if isinstance(turns, str):
-        prompt = [("user", turns)]
-    return Answer(
-        prompt_id=files.text(line.get("prompt_id")),
-        policy=files.text(line.get("policy")),
-        family=files.text(line.get("family")),
-        prompt=tuple(prompt),
-        response=files.text(line.get("response")),
-        correct=_flag(line.get("correct")),
-        tokens=files.whole(line.get("tokens")),
-        eos=_flag(line.get("eos")),
-    )
-
-
-def _flag(value: object) -> bool | None:
-    return value if isinstance(value, bool) else None

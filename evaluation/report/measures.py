@@ -30,6 +30,8 @@ class Measure:
     """Whether a difference in it belongs into the verdict."""
     counted: str = "prompts"
     """What its n counts."""
+    decimals: int | None = None
+    """How finely it is written; unsaid, as its size asks for."""
     stem: str = ""
     """Its interval is `<stem>_ci95` and its count `<stem>_n`."""
 
@@ -71,8 +73,9 @@ _KNOWN = (
         short="held-out score",
         better=1,
         outcome=True,
+        decimals=2,
     ),
-    Measure(name="score", label="Score from the reward model", short="score", better=1, outcome=True),
+    Measure(name="score", label="Score from the reward model", short="score", better=1, outcome=True, decimals=2),
     Measure(
         name="preference_margin", label="Preference margin", short="margin", unit="nats", better=1, counted="pairs"
     ),
@@ -122,6 +125,8 @@ def figures(measure: Measure, *values: float | None) -> list[str]:
     largest = max(known, default=0.0)
     if measure.percent:
         form = ".1f"
+    elif measure.decimals is not None:
+        form = f",.{measure.decimals}f"
     elif 0 < largest < 0.001 or largest >= 1e9:
         form = ".2e"
     else:
@@ -160,6 +165,25 @@ def duration(seconds: float | None) -> str:
 def digits_for(size: float) -> int:
     """Decimals that give a number of this size about three significant digits."""
     return next(digits for digits, least in enumerate((100, 10, 1, 0)) if size >= least)
+
+
+def alike(measure: Measure, values: list[float]) -> list[str]:
+    """`values` in the measure's unit with equally many decimals, enough that none rounds to a zero it is not.
+
+    A lower bound of 0.3 points must not be written 0: the reader would take it for an interval that includes zero.
+    """
+    scaled = [100 * v if measure.percent else v for v in values]
+    sizes = [abs(v) for v in scaled if v != 0]
+    usual = 0 if measure.percent or not sizes else digits_for(max(sizes))
+    least = usual if measure.decimals is None else measure.decimals
+    decimals = next((d for d in range(least, 6) if all(size >= 0.5 * 10**-d for size in sizes)), 6)
+    return ["0" if v == 0 else f"{v:,.{decimals}f}" for v in scaled]
+
+
+def over(rows: object, what: str) -> str:
+    """How many a figure rests on, behind it in a sentence; empty where that is not known."""
+    known = whole(rows)
+    return "" if known is None else f" over {known:,} {what}"
 
 
 def _stem(measure: Measure) -> str:

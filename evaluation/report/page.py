@@ -14,7 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from evaluation.report import measures, sections
 from evaluation.report.curves import curves
 from evaluation.report.load import Run, load_run
-from evaluation.report.words import findings, outcome_of, state
+from evaluation.report.outcomes import outcome_of
+from evaluation.report.ppo_section import ppo_sections
+from evaluation.report.reward_section import reward_sections
+from evaluation.report.words import findings, state
 from pipeline.durable import write_text_atomically
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -31,6 +34,7 @@ def write_report(run_dir: Path) -> Path:
 
 def render(run: Run) -> str:
     """The page as text. The same run gives the same text: nothing in it depends on when or where it is made."""
+    drawn = curves(run.stages)
     page = (
         _environment()
         .get_template("page.html")
@@ -41,7 +45,9 @@ def render(run: Run) -> str:
             stage_outcomes=[(stage.name, told) for stage in run.stages if (told := outcome_of(stage))],
             policies=sections.policy_table(run),
             families=sections.family_table(run),
-            stage_curves=curves(run.stages),
+            reward_sections=reward_sections(run),
+            ppo_sections=ppo_sections(run, drawn),
+            stage_curves=drawn,
             data_uses=sections.data_uses(run),
             samples=sections.samples(run),
             lineage=sections.lineage(run),

@@ -49,6 +49,8 @@ class Provenance:
 
     kind: str
     key: str
+    settings: Mapping[str, Any]
+    """As resolved, together with all else that its key was made of."""
     created: str
     parents: tuple[Parent, ...]
     base: str
@@ -69,6 +71,7 @@ def provenance_from(raw: Mapping[str, Any]) -> Provenance:
     return Provenance(
         kind=text(raw.get("stage_kind") or raw.get("kind")),
         key=text(raw.get("key")),
+        settings=mapping(raw.get("settings")),
         created=text(raw.get("created")),
         parents=tuple(
             Parent(role=text(row.get("role")), stage=text(row.get("stage")), key=text(row.get("key")))

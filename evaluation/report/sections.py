@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from evaluation.report.load import Answer, Run, Tally
+from evaluation.report.answers import Answer, Prompt
+from evaluation.report.load import Run, Tally
 from evaluation.report.measures import Cell, Measure, cell, measured
 from evaluation.report.provenance import DataSet
 
@@ -54,7 +55,7 @@ class Sample:
 
     prompt_id: str
     family: str
-    prompt: tuple[tuple[str, str], ...]
+    prompt: Prompt
     answers: tuple[SampleAnswer, ...]
 
 

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from evaluation.report.load import Run, load_run
 from evaluation.report.measures import Cell, Measure, cell, figures, measured
-from evaluation.report.words import Sentence, findings, outcome_of, state
+from evaluation.report.outcomes import outcome_of
+from evaluation.report.words import Sentence, findings, state
 
 _STYLES = {"better": "green", "worse": "red", "unsure": "yellow", "running": "yellow", "failed": "bold red"}
 
@@ -49,13 +50,11 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
 
 
 def _sentences(run: Run) -> Iterator[Sentence]:
-    """The verdict; without one, what each stage says about itself."""
+    """The verdict, and what reward models and PPO say about themselves; without a verdict, what every stage says."""
     outcomes = [finding for finding in findings(run) if finding.outcome]
-    if outcomes:
-        yield from outcomes
-        return
+    yield from outcomes
     for stage in run.stages:
-        if told := outcome_of(stage):
+        if (stage.kind in ("reward", "ppo") or not outcomes) and (told := outcome_of(stage)):
             yield Sentence(text=f"{stage.name}: {told}", tone="plain")
 
 
@@ -116,7 +115,7 @@ def _text(console: Console, text: str, style: str = "") -> Text:
     try:
         printable.encode(console.encoding)
     except UnicodeEncodeError:
-        plainer = printable.replace("±", "+-").replace("–", "-")
+        plainer = printable.replace("±", "+-").replace("–", "-").replace("→", "->")
         printable = plainer.encode(console.encoding, "replace").decode(console.encoding)
     return Text(printable, style=style)
 

@@ -126,7 +126,7 @@ class VllmSettings(Settings):
         0.3, description="Share of each GPU that the colocated engine may take (vllm_colocate)."
     )
     importance_cap: PositiveFloat = Field(
-        2.0, description="Importance weights between sampler and trainer are cut off here."
+        2.0, description="Importance weights between sampler and trainer are cut off here (paged too)."
     )
 
 

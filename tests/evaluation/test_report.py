@@ -7,9 +7,9 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
+from seen import Visible, leaves, page
 from synthetic_run import KEYS, RESULTS, write, write_lines, write_run
 
 from evaluation.report import write_report
@@ -26,40 +26,6 @@ def run_dir(tmp_path):
     run = tmp_path / "demo"
     write_run(run)
     return run
-
-
-def page(run_dir):
-    return write_report(run_dir).read_text(encoding="utf-8")
-
-
-class Visible(HTMLParser):
-    """What a reader sees, without the charts' inside, and every attribute of every element."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.parts, self.tags, self.attributes, self.hidden = [], [], [], 0
-        self.feed(text)
-        self.text = " ".join(" ".join(self.parts).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-        self.hidden += tag in ("style", "svg", "title")
-
-    def handle_endtag(self, tag):
-        self.hidden -= tag in ("style", "svg", "title")
-
-    def handle_data(self, data):
-        if not self.hidden:
-            self.parts.append(data)
-
-
-def leaves(value, path=()):
-    """Every number and text of a JSON value with its path."""
-    if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return [leaf for key, item in items for leaf in leaves(item, (*path, key))]
-    return [(path, value)]
 
 
 NUMBERS = [path for path, value in leaves(RESULTS) if isinstance(value, float | int) and path[-1] != "seconds"]

@@ -10,6 +10,8 @@ from io import StringIO
 
 import pytest
 from rich.console import Console
+from synthetic_ppo import RESULTS as PPO_RESULTS
+from synthetic_ppo import write_ppo_run
 from synthetic_run import RESULTS, write, write_run
 
 from evaluation.report import print_summary, write_report
@@ -140,3 +142,56 @@ def test_a_run_that_had_nothing_to_do_says_so(run_dir):
     text = (run_dir / "run.json").read_text()
     (run_dir / "run.json").write_text(text.replace('"done"', '"skipped"'))
     assert state(load_run(run_dir)).text == "All 3 stages are taken over from earlier; nothing had to be run."
+
+
+@pytest.fixture
+def ppo_dir(tmp_path):
+    run = tmp_path / "all"
+    write_ppo_run(run)
+    return run
+
+
+def test_reward_model_and_ppo_speak_below_the_verdict(ppo_dir):
+    lines = printed(ppo_dir).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    told = [
+        "ppo scores 0.82 higher than sft by the reward model on 48 held-out prompts [0.61, 1.04].",
+        "reward: Prefers the better answer in 74.4 % of 160 held-out pairs [67.3, 80.9], before training 48.1 %; "
+        "calibration error 0.06.",
+        "ppo: Score 0.12 → 0.95 on 64 held-out prompts, a gain of 0.83 [0.60, 1.06], at 3.14 nats from sft; kept the "
+        "policy after rollout 9 of 12.",
+    ]
+    places = [text.index(sentence) for sentence in told]
+    assert places == sorted(places)
+    assert "sft: Held-out loss" not in text and "dpo: Prefers" not in text, "the verdict speaks for these"
+    assert "-0.82 ±0.29" in text and "0.94 ±0.21" in text
+
+
+def test_the_score_column_is_there_only_when_scored(run_dir, ppo_dir):
+    assert " score" in printed(ppo_dir) and " score" not in printed(run_dir)
+
+
+def test_an_arrow_needs_no_unicode(ppo_dir):
+    script = (
+        f"import pathlib; from evaluation.report import print_summary; print_summary(pathlib.Path({str(ppo_dir)!r}))"
+    )
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True)
+    assert b"Score 0.12 -> 0.95" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("difference", "ci95", "tone", "said"),
+    [
+        (-0.3, [-0.51, -0.12], "worse", "ppo scores 0.30 lower than sft by the reward model on 48"),
+        (0.02, [-0.1, 0.14], "none", "no difference shown in score from the reward model (+0.02 [-0.10, 0.14] over 48"),
+    ],
+)
+def test_a_score_is_only_called_higher_where_it_is(ppo_dir, difference, ci95, tone, said):
+    results = copy.deepcopy(PPO_RESULTS)
+    row = {"metric": "score", "from": "sft", "to": "ppo", "difference": difference, "ci95": ci95, "n": 48}
+    results["evaluation"]["comparisons"] = [row]
+    write(ppo_dir / "results.json", results)
+    (finding,) = findings(load_run(ppo_dir))
+    assert finding.tone == tone and said in finding.text

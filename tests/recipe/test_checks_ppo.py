@@ -82,8 +82,8 @@ def rewards(*sources: str) -> str:
             "gpu_memory_utilization=0.5: has no effect without rollout_engine: vllm_colocate",
         ),
         (
-            ["stages.ppo.vllm.importance_cap=3", "stages.ppo.rollout_engine=paged"],
-            "importance_cap=3: has no effect without rollout_engine: vllm_server or vllm_colocate",
+            ["stages.ppo.vllm.importance_cap=3"],
+            "importance_cap=3: has no effect without a rollout_engine other than generate",
         ),
         (["stages.reward.aggregate=min"], "aggregate=min: has no effect on one model; set ensemble: 3 or so"),
         (["stages.reward.variance_weight=1"], "variance_weight=1: aggregate mean ignores it; remove it"),

@@ -1,0 +1,272 @@
+"""Evaluation as a whole on tiny sealed models: who is measured, by whom, on which answers, and how often."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from data_prep.build import prompt_hashes, prompts
+from data_prep.chat import ChatFormatter
+from evaluation import policies as policies_module
+from evaluation import run as evaluation
+from evaluation import sampled
+from evaluation.policies import Policies
+from pipeline.console import Console
+from pipeline.context import StageContext
+from pipeline.models import adapters
+from pipeline.models.forward import causal_model, trunk_of
+from pipeline.models.heads import new_head, with_head
+from pipeline.models.load import describe_tokenizer, load_base, load_classifier, load_tokenizer
+from pipeline.models.source import identify
+from pipeline.recipe.schema import AdapterSettings, ModelSettings, Recipe
+from pipeline.runtime import Ranks, StopRequest
+from pipeline.tracking import SilentTracker
+
+BASE = "builtin:tiny-llama"
+SETTINGS = ModelSettings(base=BASE)
+SCALE = {"offset": 0.25, "scale": 0.05}
+STAGES = ("sft", "reward", "dpo", "ppo")
+
+
+def stir(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+def classifier(folder):
+    return with_head(load_classifier(folder, SETTINGS, frozen=True, precision="fp32"), new_head(48, 3))
+
+
+@pytest.fixture
+def parents(tmp_path, tiny_folder) -> dict[str, Any]:
+    """An SFT policy, a reward model, a DPO policy, and a PPO policy that is the SFT policy unchanged."""
+    tokenizer = describe_tokenizer(load_tokenizer(tiny_folder, "auto"))
+    found = {}
+    for number, name in enumerate(STAGES):
+        folder = tmp_path / "store" / name
+        torch.manual_seed(number)
+        if name == "reward":
+            model: Any = adapters.attach_for_scores(classifier(tiny_folder), AdapterSettings(r=4), None)
+        else:
+            base = load_base(tiny_folder, SETTINGS, frozen=True, precision="fp32")
+            model = adapters.attach_new(base, AdapterSettings(r=4), dropout=False)
+        stir(model, number)
+        adapters.save(model, folder / "adapter", BASE)
+        kind = "reward_model" if name == "reward" else "policy"
+        manifest = SimpleNamespace(
+            kind=kind, form="adapter", stage=name, tokenizer=tokenizer, base=identify(BASE, None)
+        )
+        found[name] = SimpleNamespace(path=folder, weights=folder / "adapter", manifest=manifest, model=model)
+    shutil.copytree(found["sft"].path / "adapter", found["ppo"].path / "adapter", dirs_exist_ok=True)
+    members = {**SCALE, "members": [SCALE], "aggregate": "mean", "variance_weight": 0.1, "n": 9, "source": "x"}
+    (found["reward"].path / "reward_model.json").write_text(json.dumps(members))
+    return found
+
+
+@pytest.fixture
+def context_of(tmp_path, tiny_folder, parents) -> Any:
+    def make(stages=STAGES, folder="evaluation", **settings) -> StageContext:
+        recipe = Recipe.model_validate({
+            "name": "x",
+            "model": {"base": BASE},
+            "data": {"preference": {"sources": [{"path": "builtin:preference_sample", "limit": 8}], "eval_limit": 12}},
+            "stages": {
+                name: {"kind": name, "precision": "fp32", **({"rewards": [{"from": "rules"}]} if name == "ppo" else {})}
+                for name in stages
+            },
+            "evaluation": {"prompts": 4, "kl_prompts": 6, "max_new_tokens": 5, "batch_size": 4, **settings},
+        })  # fmt: skip
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return StageContext(
+            recipe=recipe,
+            stage="evaluation",
+            folder=tmp_path / folder,
+            parents={name: parents[name] for name in stages},
+            base=identify(BASE, None),
+            base_folder=tiny_folder,
+            ranks=Ranks(0, 0, 1),
+            stop=StopRequest(),
+            console=Console(None),
+            tracker=SilentTracker(),
+        )
+
+    return make
+
+
+def kept(context, name):
+    return json.loads((context.work / f"{name}.json").read_text())
+
+
+def sampled_rows(context):
+    """Prompts and sampled answers of each policy, as an earlier attempt kept them."""
+    seen = []
+
+    def keep(prompts, answers):
+        seen.append((prompts, answers))
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampled, "answer_rows", keep)
+        again = evaluation._Evaluation(context, formatter(context), 0, "fp32", dict(context.parents))
+        for name in again.policies.names:
+            again._sampled(name)
+    return seen
+
+
+def formatter(context):
+    return ChatFormatter(load_tokenizer(context.base_folder, "auto"))
+
+
+@torch.no_grad()
+def slow_scores(model, rows):
+    """By the classifier that was saved, one row at a time, head in float64."""
+    head = causal_model(model).score.weight[0].double()
+    raw = [
+        trunk_of(model.eval())(input_ids=torch.tensor([row])).last_hidden_state[0, -1].double() @ head for row in rows
+    ]
+    return [(float(score) - SCALE["offset"]) / SCALE["scale"] for score in raw]
+
+
+def test_reward_models_judge_and_are_not_judged(context_of):
+    metrics = evaluation.run(context_of()).metrics
+    assert list(metrics["policies"]) == ["base", "sft", "dpo", "ppo"]
+    assert metrics["score_by"] == "reward" and metrics["reference"] == "sft"
+    assert {row["to"] for row in metrics["comparisons"]} == {"sft", "dpo", "ppo"}
+    assert set(metrics["families"]) == {"base", "sft", "dpo", "ppo"}
+    assert len({frozenset(row) for row in metrics["policies"].values()}) == 1
+
+
+def test_scores_are_those_of_the_reward_model_on_the_sampled_answers(context_of, parents):
+    """Against a plain loop to 1e-3 of a deviation; the answers differ between policies, so that a mix-up would show."""
+    context = context_of()
+    metrics = evaluation.run(context).metrics
+    means = {}
+    for name, (asked, answers) in zip(metrics["policies"], sampled_rows(context), strict=True):
+        expected = slow_scores(parents["reward"].model, [[*p, *a] for p, a in zip(asked, answers, strict=True)])
+        assert kept(context, f"score-{name}")["scores"] == pytest.approx(expected, abs=1e-3)
+        row = metrics["policies"][name]
+        assert row["score"] == pytest.approx(sum(expected) / 6, abs=1e-3) and row["score_n"] == 6
+        assert row["score_ci95"][0] < row["score"] < row["score_ci95"][1]
+        means[name] = row["score"]
+    assert means["ppo"] == means["sft"] and len(set(means.values())) == 3
+    rows = {(row["from"], row["to"]): row for row in metrics["comparisons"] if row["metric"] == "score"}
+    assert list(rows) == [("base", "sft"), ("sft", "dpo"), ("sft", "ppo"), ("dpo", "ppo")]
+    for (before, after), row in rows.items():
+        assert row["difference"] == pytest.approx(means[after] - means[before]) and row["n"] == 6
+
+
+def test_a_policy_that_is_its_reference_has_no_distance_and_no_gain(context_of):
+    metrics = evaluation.run(context_of()).metrics
+    same = metrics["policies"]["ppo"]
+    assert same["kl_to_reference"] == 0.0 and same["kl_ci95"] == [0.0, 0.0]
+    assert metrics["policies"]["dpo"]["kl_to_reference"] != 0.0
+    (row,) = (r for r in metrics["comparisons"] if (r["metric"], r["from"], r["to"]) == ("score", "sft", "ppo"))
+    assert row["difference"] == 0.0 and row["ci95"] == [0.0, 0.0]
+
+
+@torch.no_grad()
+def logp(model, prompt, answer):
+    """Sum over the answer's tokens, in float64, without padding or batches."""
+    logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].double()
+    logps = torch.log_softmax(logits, -1)
+    return sum(logps[len(prompt) + at - 1, token].item() for at, token in enumerate(answer))
+
+
+def test_divergence_is_that_of_the_policy_from_the_reference_on_its_own_answers(context_of, parents, tiny_folder):
+    """By hand: the mean of log pi - log ref over the answers that pi gave; turned round the sign would differ."""
+    context = context_of()
+    metrics = evaluation.run(context).metrics
+    found = Policies(parents, tiny_folder, SETTINGS, "fp32")
+    for name, (asked, answers) in zip(metrics["policies"], sampled_rows(context), strict=True):
+        sums = []
+        for policy in (name, "sft"):
+            with found.use(policy) as model:
+                sums.append(sum(logp(model, p, a) for p, a in zip(asked, answers, strict=True)))
+        assert metrics["policies"][name]["kl_to_reference"] == pytest.approx((sums[0] - sums[1]) / 6, abs=1e-3)
+    assert abs(metrics["policies"]["dpo"]["kl_to_reference"]) > 0.02
+
+
+def test_answers_are_sampled_once_for_both_measures_and_kept(context_of, monkeypatch):
+    context, drawn = context_of(), []
+    draw = sampled.draw
+    monkeypatch.setattr(sampled, "draw", lambda *arguments: drawn.append(1) or draw(*arguments))
+    first = evaluation.run(context).metrics
+    assert len(drawn) == 4, "once per policy, the reference included"
+    monkeypatch.setattr(evaluation, "Policies", lambda *arguments: SimpleNamespace(names=[*first["policies"]]))
+    assert evaluation.run(context).metrics == first, "a repeated attempt computes nothing"
+
+
+def test_without_a_reward_stage_nothing_is_scored(context_of):
+    metrics = evaluation.run(context_of(("sft", "dpo"))).metrics
+    assert metrics["score_by"] is None
+    assert all(row["score"] is row["score_ci95"] is row["score_n"] is None for row in metrics["policies"].values())
+    assert {row["metric"] for row in metrics["comparisons"]} == {"rule_accuracy"}
+
+
+def test_each_task_alone(context_of):
+    scores = evaluation.run(context_of(tasks=["score"], folder="one")).metrics
+    assert all(row["score"] is not None and row["kl_to_reference"] is None for row in scores["policies"].values())
+    assert scores["families"] == {} and {row["metric"] for row in scores["comparisons"]} == {"score"}
+    others = evaluation.run(context_of(tasks=["kl"], folder="other")).metrics
+    assert others["score_by"] is None and others["policies"]["dpo"]["score"] is None
+    whole = evaluation.run(context_of(folder="whole")).metrics
+    assert {n: row["score"] for n, row in whole["policies"].items()} == {
+        n: row["score"] for n, row in scores["policies"].items()
+    }
+    assert whole["policies"]["dpo"]["kl_to_reference"] == others["policies"]["dpo"]["kl_to_reference"]
+
+
+def test_prompts_that_a_reward_model_was_trained_on_judge_nobody(context_of, parents):
+    context = context_of()
+    held_out = prompts(context.recipe.data).held_out
+    before = len(evaluation._Evaluation(context, formatter(context), 0, "fp32", dict(context.parents))._chosen)
+    seen = [prompt for prompt in held_out if prompt.check is not None][:2]
+    (parents["reward"].path / "train_prompts.txt").write_text("\n".join(prompt_hashes(seen)))
+    left = evaluation._Evaluation(context, formatter(context), 0, "fp32", dict(context.parents))._chosen
+    assert not {id(p) for p in seen} & {id(p) for p, _ in left}
+    assert before == 6 and len(left) <= 6
+
+
+def test_one_base_serves_policies_and_reward_model(parents, tiny_folder):
+    """Scoring leaves every policy as it was, and asking again attaches nothing twice."""
+    found = Policies(parents, tiny_folder, SETTINGS, "fp32")
+    ids = torch.tensor([[5, 6, 7, 8]])
+
+    def logits():
+        given = {}
+        for name in found.names:
+            with found.use(name) as model, torch.no_grad():
+                given[name] = model(input_ids=ids).logits
+        return given
+
+    before = logits()
+    members = found.members("reward")
+    assert found.members("reward") is members
+    after = logits()
+    assert all(torch.equal(before[name], after[name]) for name in found.names)
+    assert not torch.equal(before["base"], before["sft"])
+
+
+def test_fully_trained_models_take_turns_in_memory(parents, tiny_folder, monkeypatch):
+    loads = []
+    monkeypatch.setattr(policies_module, "load_base", lambda *a, **k: loads.append("policy") or torch.nn.Linear(1, 1))
+    monkeypatch.setattr(policies_module, "load_members", lambda *a: loads.append("members") or ("member",))
+    for artefact in parents.values():
+        artefact.manifest.form = "model"
+    found = Policies(parents, tiny_folder, SETTINGS, "fp32")
+    for _ in range(2):
+        with found.use("sft"):
+            pass
+    assert found.members("reward") == found.members("reward") == ("member",)
+    assert loads == ["policy", "members"]
+    with found.use("sft"):
+        pass
+    assert loads == ["policy", "members", "policy"], "only one of them is held"
