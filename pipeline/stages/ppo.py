@@ -162,7 +162,7 @@ class _Loop:
                 importance_cap=settings.vllm.importance_cap,
             )  # fmt: skip
             minibatches = collect(self._bench.roles, episodes, scores.used, layout, shaping, self._bench.pad_id)
-        rates = self._learner.rates
+        rates = self._learner.rates(number)
         metrics, divergences = rollout_metrics(episodes, scores, minibatches, progress.kl_coef, self._context.ranks)
         self._require_health(progress, episodes, metrics)
         if settings.kl_max is not None and metrics["objective/kl_seq"] > settings.kl_max:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +52,13 @@ def make_roles(context: StageContext, settings: PpoSettings, precision: str) -> 
 
     Raises:
         TrivetError: parents of another base, tokenizer, template or form; a reward model without its head.
-        RecipeError: fp16.
+        RecipeError: fp16, or a launch with DeepSpeed.
     """
+    if settings.deepspeed == "inherit" and os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise RecipeError(
+            f"stages.{context.stage}: the launch configures DeepSpeed, which PPO would ignore, as it exchanges its own "
+            f"gradients; add --set stages.{context.stage}.deepspeed=none"
+        )
     if precision == "fp16":
         raise RecipeError(f"stages.{context.stage}.precision: PPO computes in bf16 or fp32; choose one of them")
     parent = context.parents.get("policy")
@@ -162,8 +168,11 @@ def _value_head(start: RewardModel | None, hidden_size: int, settings: PpoSettin
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     if start is not None:
-        first = start.spec.members[0]
-        offset, scale = (first.offset, first.scale) if settings.normalise_scores else (0.0, 1.0)
+        spec, first = start.spec, start.spec.members[0]
+        # Of an ensemble the first member's score, as if the others agreed with it.
+        offset, scale = (first.offset, first.scale) if len(spec.members) > 1 else (0.0, 1.0)
+        if settings.normalise_scores:
+            offset, scale = offset + scale * spec.offset, scale * spec.scale
         factor = start.weight / scale
         with torch.no_grad():
             head.weight.copy_(head_of(member_folders(start.artefact)[0]).weight * factor)

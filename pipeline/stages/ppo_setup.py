@@ -172,7 +172,8 @@ def make_prompts(
         positions: tokens that the model can see at once, where it says so.
 
     Raises:
-        DataError: nothing is left to train on, or nothing that its rules could score.
+        DataError: nothing is left to train on, or nothing that its rules could score; a KL budget without held-out
+            prompts to keep it on.
         RecipeError: prompts and answers do not fit in the model's context.
     """
     recipe = context.recipe
@@ -188,6 +189,11 @@ def make_prompts(
     if not rows[0].rows:
         reasons = ", ".join(f"{reason} {count}" for reason, count in found.report["dropped"].items()) or "none was read"
         raise DataError(f"stage {context.stage}: no prompt is left to train on ({reasons})")
+    if settings.kl_max is not None and not rows[1].rows:
+        raise DataError(
+            f"stages.{context.stage}.kl_max: which policy lies within the budget is seen on held-out prompts, and "
+            "there are none; raise the data set's eval_fraction, or remove kl_max"
+        )
     _require_room(context, settings, max(len(row.ids) for part in rows for row in part.rows), positions)
     found.report.update(train_rows=len(rows[0].rows), eval_rows=len(rows[1].rows))
     train_rows, held_out_rows = (

@@ -53,7 +53,7 @@ class Keeper:
     Args:
         folder: where they lie.
         roles: whose trained parameters are kept.
-        learner: whose optimisers and schedulers are kept.
+        learner: whose optimisers are kept.
         is_first: whether this rank writes.
     """
 
@@ -98,8 +98,7 @@ class Keeper:
         self._selected = load_file(found / _SELECTED) if (found / _SELECTED).is_file() else {}
         state = torch.load(found / _OPTIMISERS, map_location="cpu", weights_only=True)
         for role, optimiser in self._learner.optimisers.items():
-            optimiser.load_state_dict(state[role]["optimiser"])
-            self._learner.schedulers[role].load_state_dict(state[role]["scheduler"])
+            optimiser.load_state_dict(state[role])
         self._learner.steps = state["steps"]
         values = read_json(found / _STATE)
         for name in ("before", "selected"):
@@ -107,11 +106,8 @@ class Keeper:
         return Progress(**values)
 
     def _optimisers(self) -> dict[str, Any]:
-        kept: dict[str, Any] = {"steps": self._learner.steps}
-        for role, optimiser in self._learner.optimisers.items():
-            schedule = self._learner.schedulers[role].state_dict()
-            kept[role] = {"optimiser": optimiser.state_dict(), "scheduler": schedule}
-        return kept
+        states = {role: optimiser.state_dict() for role, optimiser in self._learner.optimisers.items()}
+        return {"steps": self._learner.steps, **states}
 
 
 def _tensors(parameters: Sequence[Parameter]) -> dict[str, Tensor]:

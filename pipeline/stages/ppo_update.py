@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.lr_scheduler import LambdaLR
 
 from pipeline.algorithms.masked import masked_mean, masked_sum
 from pipeline.algorithms.ppo import policy_loss, value_loss
@@ -84,53 +83,51 @@ class Learner:
         self._draw = draw
         self._pad_id = pad_id
         self.steps = 0
-        rates = {POLICY: settings.learning_rate, VALUE: settings.value_learning_rate or settings.learning_rate}
-        self.optimisers = {role: _optimiser(roles.trainable(role), rate, settings) for role, rate in rates.items()}
-        share = _schedule(settings, rollouts)
-        self.schedulers = {role: LambdaLR(optimiser, share) for role, optimiser in self.optimisers.items()}
+        self._rollouts = rollouts
+        self._peaks = {POLICY: settings.learning_rate, VALUE: settings.value_learning_rate or settings.learning_rate}
+        self.optimisers = {
+            role: _optimiser(roles.trainable(role), rate, settings) for role, rate in self._peaks.items()
+        }
 
-    @property
-    def rates(self) -> dict[str, float]:
-        """Current learning rate by role."""
-        return {role: float(scheduler.get_last_lr()[0]) for role, scheduler in self.schedulers.items()}
+    def rates(self, rollout: int) -> dict[str, float]:
+        """Learning rate of each role in a rollout, the first being 0."""
+        share = _share_of_peak(self._settings, rollout, self._rollouts)
+        return {role: share * peak for role, peak in self._peaks.items()}
 
-    def learn(self, minibatches: Sequence[Sequence[MicroBatch]], seed: int, *, value_only: bool) -> UpdateReport:
+    def learn(self, minibatches: Sequence[Sequence[MicroBatch]], rollout: int, *, value_only: bool) -> UpdateReport:
         """All passes over one rollout.
 
         Args:
             minibatches: this rank's micro-batches, by minibatch.
-            seed: orders the minibatches of each pass.
+            rollout: its number, from 0; decides the learning rate and the order of minibatches in each pass.
             value_only: leave the policy as it is (critic warm-up).
 
         Raises:
             TrivetError: a loss or gradient that is not finite; no parameter has taken it in.
         """
+        for role, rate in self.rates(rollout).items():
+            for group in self.optimisers[role].param_groups:
+                group["lr"] = rate
         report = UpdateReport()
-        order = random.Random(seed)
+        order = random.Random(rollout)
         for _ in range(self._settings.epochs):
             for index in order.sample(range(len(minibatches)), len(minibatches)):
-                divergence = self._step(minibatches[index], report, value_only)
-                if self._settings.stop_kl is not None and divergence > self._settings.stop_kl:
+                if not self._step(minibatches[index], report, value_only):
                     report.stopped_early = True
-                    break
-            if report.stopped_early:
-                break
-        for scheduler in self.schedulers.values():
-            scheduler.step()
+                    return report
         return report
 
-    def _step(self, minibatch: Sequence[MicroBatch], report: UpdateReport, value_only: bool) -> float:
-        """One optimiser step of each role; returns the divergence from the sampler before it, per token."""
+    def _step(self, minibatch: Sequence[MicroBatch], report: UpdateReport, value_only: bool) -> bool:
+        """One optimiser step of each role; whether it was taken, which stop_kl may forbid on all ranks alike."""
         count = _over_ranks([float(micro.batch.response_mask_BR.sum()) for micro in minibatch])
-        divergence = 0.0
-        if not value_only:
-            divergence = self._policy_step(minibatch, count, report)
+        if not value_only and not self._policy_step(minibatch, count, report):
+            return False
         self._value_step(minibatch, count, report)
         self.steps += 1
         report.steps += 1
-        return divergence
+        return True
 
-    def _policy_step(self, minibatch: Sequence[MicroBatch], tokens: float, report: UpdateReport) -> float:
+    def _policy_step(self, minibatch: Sequence[MicroBatch], tokens: float, report: UpdateReport) -> bool:
         settings = self._settings
         rows = _over_ranks([float(len(micro.rows)) for micro in minibatch])
         seen = []
@@ -157,14 +154,16 @@ class Learner:
         if self._draw is not None:
             report.add("policy/ptx_loss", self._demonstrations(self._draw(self.steps)))
         everywhere = gather_lists(seen)
+        if settings.stop_kl is not None and _token_mean(everywhere, "approx_kl_k3") > settings.stop_kl:
+            self.optimisers[POLICY].zero_grad(set_to_none=True)
+            return False
         self._apply(POLICY, sum(each["loss"] for each in everywhere), report)
-        divergence = _token_mean(everywhere, "approx_kl_k3")
         if report.steps == 0:
             report.first_maxdev = max(each["ratio_maxdev"] for each in everywhere)
         report.ratio_max = max(report.ratio_max, *(each["ratio_max"] for each in everywhere))
         for name in ("clipfrac_high", "clipfrac_low", "clipfrac_dual", "approx_kl_k2", "approx_kl_k3", "ratio_mean"):
             report.add(f"policy/{name}", _token_mean(everywhere, name))
-        return divergence
+        return True
 
     def _value_step(self, minibatch: Sequence[MicroBatch], tokens: float, report: UpdateReport) -> None:
         seen = []
@@ -222,20 +221,15 @@ def _optimiser(parameters: Sequence[Parameter], rate: float, settings: PpoSettin
     return torch.optim.AdamW(parameters, lr=rate, eps=ADAM_EPS, weight_decay=settings.weight_decay)
 
 
-def _schedule(settings: PpoSettings, rollouts: int) -> Callable[[int], float]:
-    """Share of the peak learning rate in each rollout.
+def _share_of_peak(settings: PpoSettings, rollout: int, rollouts: int) -> float:
+    """How much of the peak learning rate a rollout learns with.
 
-    The library's schedules begin at 0, which costs a step there; here it would be a whole rollout.
+    The library's warm-up begins at 0, which costs it one step; here it would be a whole rollout.
     """
     warmup = round(settings.warmup_ratio * rollouts)
-    shape = _SCHEDULES[settings.schedule]
-
-    def share(rollout: int) -> float:
-        if rollout < warmup:
-            return (rollout + 1) / (warmup + 1)
-        return shape((rollout - warmup) / max(rollouts - warmup, 1))
-
-    return share
+    if rollout < warmup:
+        return (rollout + 1) / (warmup + 1)
+    return _SCHEDULES[settings.schedule]((rollout - warmup) / max(rollouts - warmup, 1))
 
 
 def _sum_gradients(parameters: Sequence[Parameter]) -> None:
