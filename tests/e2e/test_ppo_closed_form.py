@@ -62,8 +62,8 @@ class Table:
 
     def __init__(self, seed: int):
         draw = torch.Generator().manual_seed(100 + seed)
-        self._places = torch.randn(len(PROMPTS), LONGEST, VOCABULARY, generator=draw)
-        self._pairs = 0.7 * torch.randn(len(PROMPTS), VOCABULARY, VOCABULARY, generator=draw)
+        self._places = 0.5 * torch.randn(len(PROMPTS), LONGEST, VOCABULARY, generator=draw)
+        self._pairs = 0.35 * torch.randn(len(PROMPTS), VOCABULARY, VOCABULARY, generator=draw)
 
     def of(self, prompt: int, answer: Sequence[int]) -> float:
         places = sum(float(self._places[prompt, place, word]) for place, word in enumerate(answer))
@@ -103,10 +103,9 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float(0.5 * (a - b).abs().sum(-1).max())
 
 
-def train(
-    seed: int, settings: PpoSettings, table: Table, sampled_at: float, batch: int = 512
-) -> tuple[Any, Any, list[float]]:
+def train(seed: int, settings: PpoSettings, table: Table, sampled_at: float) -> tuple[Any, Any, list[float]]:
     """Policy, reference, and the first ratio's deviation of each rollout."""
+    batch = settings.rollout_batch_size
     policy, value = llama(seed), llama(seed + 50)
     reference = copy.deepcopy(policy).requires_grad_(False)
     head = torch.nn.Linear(32, 1)
@@ -139,17 +138,17 @@ def train(
         episodes = [Episode(prompts[p], list(PROMPTS[p]), answers[i], "") for i, p in enumerate(asked)]
         found = score(episodes, [(table, 1.0)], penalties)
         lengths = [len(e.prompt_ids) + len(e.answer.ids) for e in episodes]
-        layout = lay_out(lengths, 1, settings.per_device_batch_size, ALONE, rollout)
+        layout = lay_out(lengths, settings.minibatches, settings.per_device_batch_size, ALONE, rollout)
         minibatches = collect(roles, episodes, found.used, layout, shaping, PAD)
         deviations.append(learner.learn(minibatches, rollout, value_only=False).first_maxdev)
     return policy, reference, deviations
 
 
-def settings_of(rollouts: int = 120, **changes: Any) -> PpoSettings:
+def settings_of(rollouts: int = 340, **changes: Any) -> PpoSettings:
     return PpoSettings.model_validate({
-        "episodes": rollouts * 512, "rollout_batch_size": 512, "per_device_batch_size": 512, "epochs": 4,
-        "learning_rate": 4e-3, "schedule": "linear", "warmup_ratio": 0.0, "kl_coef": 1.0, "missing_eos_penalty": 0.0,
-        "max_new_tokens": LONGEST, "precision": "fp32", **changes,
+        "episodes": rollouts * 512, "rollout_batch_size": 512, "per_device_batch_size": 256, "minibatches": 2,
+        "epochs": 1, "learning_rate": 3e-3, "schedule": "linear", "warmup_ratio": 0.0, "kl_coef": 1.0,
+        "missing_eos_penalty": 0.0, "max_new_tokens": LONGEST, "precision": "fp32", **changes,
     })  # fmt: skip
 
 
