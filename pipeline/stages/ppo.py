@@ -101,11 +101,11 @@ class _Loop:
         """Train to the end, or until the KL budget is spent."""
         settings, context = self._settings, self._context
         progress = self._resume()
-        # Whatever a user's reward draws is the same in an interrupted run from here on.
         if progress.rollouts == 0 and progress.before is None:
             self._consider(progress)
         context.console.progress("rollout", progress.rollouts, total)
         while progress.rollouts < total and not progress.over_budget:
+            # Whatever a user's reward draws is so the same in a run that was interrupted.
             seed_everything(_seed(context.recipe.seed, progress.rollouts))
             headline = self._rollout(progress, prompts)
             if progress.over_budget:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.rollouts.answers import Answer
 from pipeline.rollouts.collect import MicroBatch, Shaping, collect, lay_out
 from pipeline.rollouts.rewards import Episode
-from pipeline.runtime import Ranks, StopRequest, seed_everything
+from pipeline.runtime import Ranks, StopRequest, barrier, seed_everything
 from pipeline.stages.policy import Policy, load_policy, save_policy
 from pipeline.stages.ppo_roles import make_roles
 from pipeline.tracking import SilentTracker, Tracker
@@ -145,7 +146,7 @@ def make_parts(
     """The roles of a stage.
 
     Args:
-        folder: to write parents into.
+        folder: of the stage.
         base: folder of the base model.
         adapter: the recipe's `model.adapter`.
         policy: whether there is an earlier policy.
@@ -154,14 +155,25 @@ def make_parts(
     """
     parents = {}
     if policy:
-        parents["policy"] = trained_policy(folder / "sft", base, adapter)
+        parents["policy"] = _once(trained_policy, base, adapter)
     if members:
-        parents["reward_1"] = trained_reward(folder / "reward", base, adapter, members)
-    context = context_of(folder / "ppo", base, adapter, parents, **ppo)
+        parents["reward_1"] = _once(trained_reward, base, adapter, members)
+    context = context_of(folder, base, adapter, parents, **ppo)
     settings: Any = context.recipe.stages["ppo"]
     torch.manual_seed(0)
     made, roles = make_roles(context, settings, "fp32")
     return Parts(context, settings, made, roles)
+
+
+def _once(make: Callable[..., Any], base: Path, adapter: Any, *rest: Any) -> Any:
+    """A parent that is made when this process first asks for it; nobody writes into it."""
+    key = (make.__name__, base, str(adapter), rest)
+    if key not in _PARENTS:
+        _PARENTS[key] = make(base.parent / f"{base.name}-parent-{os.getpid()}-{len(_PARENTS)}", base, adapter, *rest)
+    return _PARENTS[key]
+
+
+_PARENTS: dict[tuple[Any, ...], Any] = {}
 
 
 def some_episodes(count: int = 12, seed: int = 0, longest: int = 12) -> list[Episode]:
@@ -248,6 +260,7 @@ def stage_context(
         if not rows.is_file():
             write_rows(rows)
         rewarding.write_text(REWARD_FILE)
+    barrier()
     settings: dict[str, Any] = {
         "kind": "ppo", "rewards": [{"from": "function"}], "episodes": 32, "rollout_batch_size": 8, "minibatches": 2,
         "per_device_batch_size": 2, "max_new_tokens": 5, "eval_every": 2, "save_every": 2, "eval_prompts": 4,

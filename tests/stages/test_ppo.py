@@ -177,7 +177,7 @@ def compare(one: StageContext, other: StageContext, first: StageResult, second: 
     assert first.metrics == second.metrics
 
 
-@pytest.mark.parametrize("rollouts", [1, 2, 3])
+@pytest.mark.parametrize("rollouts", [1, 3])
 def test_stopped_and_gone_on_is_uninterrupted_bit_for_bit(done, start, rollouts):
     with pytest.raises(PreemptedError, match=rf"asked to stop; rollout {rollouts} of 4 is saved, run") as stopped:
         ppo.run(start(stop=StopAfter(rollouts), **RESUMED))
@@ -190,12 +190,10 @@ def test_stopped_and_gone_on_is_uninterrupted_bit_for_bit(done, start, rollouts)
 @pytest.mark.parametrize(
     ("owner", "method", "call", "saved"),
     [
-        (Learner, "learn", 1, 0),
-        (Learner, "learn", 4, 2),
-        (Learner, "_value_step", 10, 2),
-        (Keeper, "save", 1, 0),
-        (Keeper, "save", 2, 2),
         (Roles, "values", 9, 0),
+        pytest.param(Keeper, "save", 1, 0, marks=pytest.mark.slow),
+        (Learner, "_value_step", 13, 2),
+        (Keeper, "save", 2, 2),
     ],
 )
 def test_broken_off_and_gone_on_is_uninterrupted_bit_for_bit(done, start, monkeypatch, owner, method, call, saved):
@@ -217,6 +215,7 @@ def test_broken_off_and_gone_on_is_uninterrupted_bit_for_bit(done, start, monkey
     assert (f"going on from rollout {saved}" in said(context)) == bool(saved)
 
 
+@pytest.mark.slow
 def test_a_torn_checkpoint_is_passed_over(done, start):
     with pytest.raises(PreemptedError):
         ppo.run(start(stop=StopAfter(3), **RESUMED))
@@ -244,7 +243,7 @@ def test_only_the_newest_checkpoint_stays(done):
     assert [path.name for path in done[0].checkpoints.iterdir()] == ["checkpoint-4"]
 
 
-@pytest.mark.parametrize("adapter", ["none", {"r": 4, "type": "dora"}])
+@pytest.mark.parametrize("adapter", ["none", pytest.param({"r": 4, "type": "dora"}, marks=pytest.mark.slow)])
 def test_other_forms_resume_too(start, adapter):
     """Full models with gradient checkpointing and demonstrations mixed in; DoRA."""
     settings: dict[str, Any] = {"ptx_coef": 0.1, "gradient_checkpointing": True, "episodes": 16, "learning_rate": 1e-3}
@@ -258,11 +257,10 @@ def test_other_forms_resume_too(start, adapter):
 
 
 def test_another_seed_is_another_run(done, start):
-    context = start(**RESUMED, seed=1)
-    ppo.run(context)
+    context = start(**RESUMED, seed=1, stop=StopAfter(1))
+    with pytest.raises(PreemptedError):
+        ppo.run(context)
     assert lines(context)[1]["objective/score"] != lines(done[0])[1]["objective/score"]
-    other, own = sealed_tensors(done[0].folder), sealed_tensors(context.folder)
-    assert any(not torch.equal(other[name], own[name]) for name in own)
 
 
 # Which policy is handed on
@@ -281,6 +279,7 @@ def test_the_best_on_held_out_prompts_is_handed_on(start):
     assert lines(kept) == lines(last)
 
 
+@pytest.mark.slow
 def test_training_helps_where_it_can(start):
     """Shorter answers score higher; most of a gain comes within a few rollouts of a high rate."""
     context = start(episodes=160, rollout_batch_size=16, learning_rate=0.02, kl_coef=0.001, eval_every=5)
@@ -317,7 +316,7 @@ def test_over_the_budget_training_ends_and_the_best_within_is_kept(start):
 
 
 def test_within_the_budget_nothing_happens(start):
-    assert ppo.run(start(kl_max=50.0)).metrics["stopped"] is None
+    assert ppo.run(start(kl_max=50.0, episodes=8)).metrics["stopped"] is None
 
 
 def test_a_budget_needs_held_out_prompts(start, tmp_path):
@@ -330,6 +329,9 @@ def test_a_budget_needs_held_out_prompts(start, tmp_path):
 
 
 # When it gives up
+
+SHORT: dict[str, Any] = {"episodes": 24, "rollout_batch_size": 4, "minibatches": 1, "save_every": 1, "eval_every": 9}
+"""Six small rollouts."""
 
 
 def test_a_policy_that_broke_down_is_a_sentence(start, monkeypatch):
@@ -345,7 +347,7 @@ def test_a_policy_that_broke_down_is_a_sentence(start, monkeypatch):
 
 
 def test_a_policy_that_never_ends_is_a_sentence(start):
-    endless = {"episodes": 56, "max_new_tokens": 2, "learning_rate": 1e-6}
+    endless = {**SHORT, "max_new_tokens": 2, "learning_rate": 1e-6}
     with pytest.raises(TrivetError, match=r"in 5 rollouts no answer ended by itself within 2 tokens.*max_new_tokens"):
         ppo.run(start("penalised", missing_eos_penalty=1.0, **endless))
     context = start("free", missing_eos_penalty=0, **endless)
@@ -355,7 +357,7 @@ def test_a_policy_that_never_ends_is_a_sentence(start):
 
 def test_nothing_but_empty_answers_is_a_sentence(start, monkeypatch):
     monkeypatch.setattr("data_prep.chat.ChatFormatter.response_text", lambda self, ids: "")
-    context = start(episodes=56, save_every=1)
+    context = start(**SHORT)
     with pytest.raises(TrivetError, match=r"in 5 rollouts every answer was empty.*reward gives for an empty answer"):
         ppo.run(context)
     assert list(lines(context)) == [1, 2, 3, 4]
@@ -364,8 +366,8 @@ def test_nothing_but_empty_answers_is_a_sentence(start, monkeypatch):
 def test_patience_survives_a_resume(start, monkeypatch):
     monkeypatch.setattr("data_prep.chat.ChatFormatter.response_text", lambda self, ids: "")
     with pytest.raises(PreemptedError):
-        ppo.run(start(episodes=56, stop=StopAfter(3)))
-    context = start(episodes=56, save_every=1)
+        ppo.run(start(stop=StopAfter(3), **SHORT))
+    context = start(**SHORT)
     with pytest.raises(TrivetError, match="every answer was empty"):
         ppo.run(context)
     assert list(lines(context)) == [1, 2, 3, 4]
@@ -388,6 +390,13 @@ def test_a_failing_reward_is_a_sentence(start, tmp_path):
     given = reward_function.find(f"{tmp_path}/stage/mine.py:shorter")
     with pytest.raises(TrivetError, match="the function raised ZeroDivisionError"):
         ppo.run(dataclasses.replace(context, reward_function=given))
+
+
+def test_the_gate_comes_before_anything_is_loaded(start, llama, tmp_path, monkeypatch):
+    parents = {"reward_1": trained_reward(tmp_path / "reward", llama, LORA)}
+    monkeypatch.setattr(ppo, "make_roles", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(TrivetError, match="reward model reward was measured on no held-out pairs"):
+        ppo.run(start(parents=parents, rewards=[{"from": "reward"}]))
 
 
 def test_half_precision_is_refused(start):
