@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import TrivetError
 
 Head = Callable[[Tensor], Tensor]
+
+
+class LinearHead(NamedTuple):
+    """A vocabulary head that is a matrix (V, H) and a factor: logits = scale * weight h."""
+
+    weight: Tensor
+    scale: float
 
 
 def causal_model(model: Any) -> Any:
@@ -66,8 +73,7 @@ def vocabulary_head(model: Any) -> Head:
     """
     inner = causal_model(model)
     linear, config = inner.get_output_embeddings(), inner.config.get_text_config()
-    factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
+    factor, cap = _factor(config), getattr(config, "final_logit_softcapping", None)
 
     def head(hidden: Tensor) -> Tensor:
         logits: Tensor = linear(hidden)
@@ -77,6 +83,20 @@ def vocabulary_head(model: Any) -> Head:
 
     _require_same_logits(inner, head)
     return head
+
+
+def linear_head(model: Any) -> LinearHead | None:
+    """The head's matrix and factor where it is nothing more: no soft cap, bias, adapter or quantisation."""
+    inner = causal_model(model)
+    linear, config = inner.get_output_embeddings(), inner.config.get_text_config()
+    plain = type(linear) is nn.Linear and linear.bias is None and linear.weight.is_floating_point()
+    if not plain or getattr(config, "final_logit_softcapping", None) is not None:
+        return None
+    return LinearHead(linear.weight, _factor(config))
+
+
+def _factor(config: Any) -> float:
+    return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
 
 
 @torch.no_grad()

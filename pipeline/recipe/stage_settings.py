@@ -48,6 +48,11 @@ class OfflineSettings(StageSettings):
     global_batch_size: PositiveInt = Field(
         16, description="Rows per optimiser step over all processes; accumulation follows from it, exactly."
     )
+    engine: Literal["auto", "streams", "trl"] = Field(
+        "auto",
+        description="What computes a step. streams: every prompt once, nothing padded, the head on answers only. trl: "
+        "TRL's own trainer. auto: streams where they are exact for this model and loss, and says which and why.",
+    )
     trainer_args: dict[str, Any] = Field(
         default_factory=dict, description="Further fields of the library's own config class, checked by name."
     )

@@ -1,4 +1,4 @@
-"""A Bradley-Terry reward model on TRL's RewardTrainer: a scalar score for a prompt and its answer.
+"""A Bradley-Terry reward model, on streams or TRL's RewardTrainer: a scalar score for a prompt and its answer.
 
 Takes: `data.preference`, an earlier policy (`init`) to start from, and the demonstrations of `data.sft` where there
 are any. Gives: a reward model, of one member or several, with the scale of its scores. Accuracy, calibration and what
@@ -20,9 +20,9 @@ from pipeline.recipe.stage_settings import RewardSettings
 from pipeline.runtime import resolve_precision
 from pipeline.stages.pairs import unseen_pairs, write_held_out, write_train_prompts
 from pipeline.stages.reward_member import MemberScores, Training, train_member
+from pipeline.stages.reward_objective import margin_pairs
 from pipeline.stages.reward_questions import questions
 from pipeline.stages.reward_results import measured, pair_lines, scored_pairs, spec_of
-from pipeline.stages.reward_trainer import trainer_rows
 from pipeline.stages.reward_weights import keep_members
 
 
@@ -45,7 +45,7 @@ def run(context: StageContext) -> StageResult:
         tokenizer=tokenizer,
         description=description,
         precision=resolve_precision(settings.precision),
-        rows=trainer_rows(train.records, train.rows, use_margins=settings.use_margins),
+        rows=margin_pairs(train.records, train.rows, use_margins=settings.use_margins),
         questions=asked,
     )
     members = _train_all(context, training)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: imitate the demonstrations' answers, on TRL's SFTTrainer.
+"""Supervised fine-tuning: imitate the demonstrations' answers, on streams or TRL's SFTTrainer.
 
 Takes: `data.sft`, optionally an earlier policy (`init`). Gives: a policy. Loss on response tokens only; the held-out
 loss is measured before and after.
@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, cast
 
 from datasets import Dataset
+from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
 from data_prep.build import encode_demonstrations, prompt_hashes
@@ -19,8 +20,11 @@ from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, once, see
 from pipeline.models.load import device
 from pipeline.recipe.stage_settings import SftSettings
 from pipeline.runtime import resolve_precision
+from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
-from pipeline.stages.policy import load_policy, save_policy
+from pipeline.stages.policy import Policy, load_policy, save_policy
+from pipeline.stages.sft_objective import Imitation
+from pipeline.stages.stream_trainer import StreamTrainer
 
 IGNORED = -100
 """The label value that transformers' losses leave out."""
@@ -44,15 +48,8 @@ def run(context: StageContext) -> StageResult:
         policy.model, policy.description.pad_id, 2 * settings.per_device_batch_size, precision, context.ranks
     )
     before = once(context, "before", lambda: _held_out_loss(scorer, held_out.rows, context))
-    arguments = training_arguments(
-        SFTConfig, settings, context, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True}
-    )
-    trainer = CommittedSFTTrainer(
-        model=policy.model,
-        args=arguments,
-        train_dataset=Dataset.from_list([_row(row) for row in train.rows]),
-        processing_class=policy.tokenizer,
-    )
+    engine = choose_engine(context, settings, [policy.model])
+    trainer = _trainer(engine, policy, settings, context, train.rows)
     fit(trainer, context)
     after = _held_out_loss(scorer, held_out.rows, context)
     save_policy(policy, context)
@@ -68,6 +65,7 @@ def run(context: StageContext) -> StageResult:
         "steps": trainer.state.global_step,
         "train_rows": len(train.rows),
         "eval_rows": len(held_out.rows),
+        "engine": engine,
     }
     return StageResult(
         form=cast(Any, policy.form),
@@ -76,6 +74,22 @@ def run(context: StageContext) -> StageResult:
         device=str(device()),
         data={"sft": report},
         metrics=metrics,
+    )
+
+
+def _trainer(
+    engine: str, policy: Policy, settings: SftSettings, context: StageContext, rows: list[EncodedDemonstration]
+) -> Trainer:
+    arguments = training_arguments(
+        SFTConfig, settings, context, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True}
+    )
+    if engine == STREAMS:
+        return StreamTrainer(model=policy.model, args=arguments, rows=rows, objective=Imitation())
+    return CommittedSFTTrainer(
+        model=policy.model,
+        args=arguments,
+        train_dataset=Dataset.from_list([_row(row) for row in rows]),
+        processing_class=policy.tokenizer,
     )
 
 
