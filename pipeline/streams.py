@@ -1,9 +1,9 @@
-"""Many sequences as one row of tokens without padding, those of one prompt sharing its tokens.
+"""Many sequences as one row of tokens: nothing padded, and every common beginning there once.
 
-A stream is what the layers of a model see when nothing is computed twice and nothing for nothing: every prompt once,
-however many answers follow it, and no token that stands for none. Who may look at whom is said by its segments, not by
-a mask: a segment sees itself up to each token, and the whole of the one it continues. Positions start anew behind the
-prompt in each answer, so that every sequence has the positions it would have alone. Layer 2.
+A stream is what the layers of a model see when nothing is computed twice and nothing for nothing. The two answers of
+a pair share their prompt, rows of one chat template share its system message, samples of one prompt share all of it.
+Who looks at whom is said by segments, not by a mask: a segment sees itself up to each token, and the whole of the runs
+that it continues. Positions are those that each sequence would have alone. Layer 2.
 """
 
 from __future__ import annotations
@@ -12,40 +12,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+SHORTEST_SHARED = 8
+"""A common beginning shorter than this is not worth a segment."""
+
+Row = tuple[Sequence[int], Sequence[bool]]
+"""Ids of a sequence, and which of them are response tokens."""
+
 
 class Segment(NamedTuple):
-    """A run of tokens [start, stop) of a stream; one that continues a prompt sees that prompt's segment whole."""
+    """Tokens [start, stop) of a stream, which continue the runs of `context`, each a range too, in order."""
 
     start: int
     stop: int
-    prompt_start: int
-    """Where the prompt begins that it continues, and `prompt_stop` where it ends; both `start` where there is none."""
-    prompt_stop: int
+    context: tuple[tuple[int, int], ...]
 
 
-class Group(NamedTuple):
-    """A prompt and its answers, each at least one token."""
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Sequences as one row of N tokens."""
 
-    prompt_ids: Sequence[int]
-    answers: Sequence[Sequence[int]]
+    ids_N: Tensor
+    positions_N: Tensor
+    """Of each token in its sequences."""
+    segments: tuple[Segment, ...]
+    places: tuple[np.ndarray, ...]
+    """Where in the row the tokens of each sequence stand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """S sequences in one row of N tokens, M of which are response tokens."""
+    """S sequences in one row of N tokens, with their M response tokens."""
 
     ids_N: Tensor
     positions_N: Tensor
     segments: tuple[Segment, ...]
     predictors_M: Tensor
-    """Where in the row the token stands that each response token follows in its sequence."""
+    """Where in the row the token stands that each response token follows."""
     targets_M: Tensor
     """Ids of the response tokens."""
     sequences_M: Tensor
-    """Which sequence each response token belongs to, counted in the order that groups and answers were given in."""
+    """Which sequence each response token belongs to, in the order they were given in."""
     ends_S: Tensor
     """Where in the row the last token of each sequence stands."""
 
@@ -64,62 +74,58 @@ class Stream:
         return torch.bincount(self.sequences_M, minlength=len(self.ends_S))
 
 
-def stream_of_groups(groups: Sequence[Group]) -> Stream:
-    """Prompts, each followed by its answers; every answer is a sequence, all its tokens are response tokens.
+def pack(sequences: Sequence[Sequence[int]]) -> Packed:
+    """One sequence behind the other, without what one of those before begins with as well.
 
     Raises:
-        ValueError: an empty prompt, answer or group, which has no place in the alignment convention.
+        ValueError: a sequence without a token.
     """
-    ids: list[int] = []
-    positions: list[int] = []
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
     segments: list[Segment] = []
-    predictors: list[int] = []
-    lengths: list[int] = []
-    for prompt, answers in groups:
-        if not len(prompt) or not len(answers) or not all(map(len, answers)):
-            raise ValueError("every prompt needs an answer, and both at least one token")
-        start, stop = len(ids), len(ids) + len(prompt)
-        ids += prompt
-        positions += range(len(prompt))
-        segments.append(Segment(start, stop, start, start))
-        for answer in answers:
-            first = len(ids)
-            ids += answer
-            positions += range(len(prompt), len(prompt) + len(answer))
-            segments.append(Segment(first, len(ids), start, stop))
-            predictors += [stop - 1, *range(first, len(ids) - 1)]
-            lengths.append(len(answer))
-    ends = [segment.stop - 1 for segment in segments if segment.prompt_stop > segment.prompt_start]
-    targets = [ids[at] for end, length in zip(ends, lengths, strict=True) for at in range(end - length + 1, end + 1)]
-    return _stream(ids, positions, segments, predictors, targets, lengths, ends)
+    done: list[tuple[np.ndarray, np.ndarray]] = []
+    length = 0
+    for sequence in sequences:
+        own = np.asarray(sequence, dtype=np.int64)
+        if not len(own):
+            raise ValueError("a sequence needs at least one token")
+        shared, places = _longest_shared(own, done)
+        rest = len(own) - shared
+        if rest:
+            segments.append(Segment(length, length + rest, _ranges(places)))
+            ids.append(own[shared:])
+            positions.append(np.arange(shared, len(own)))
+            places = np.concatenate([places, np.arange(length, length + rest)])
+            length += rest
+        done.append((own, places))
+    joined = [torch.from_numpy(np.concatenate(parts)) for parts in (ids, positions)]
+    return Packed(joined[0], joined[1], tuple(segments), tuple(places for _, places in done))
 
 
-def stream_of_rows(rows: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Stream:
-    """Whole sequences as (ids, response mask), one behind the other.
+def stream_of(rows: Sequence[Row]) -> Stream:
+    """Sequences with their response tokens as a stream.
 
     Raises:
         ValueError: a mask that differs in length from its ids, or marks the first token (which nothing predicts).
     """
-    ids: list[int] = []
-    positions: list[int] = []
-    segments: list[Segment] = []
-    predictors: list[int] = []
-    targets: list[int] = []
-    lengths: list[int] = []
-    for row, mask in rows:
-        if len(row) != len(mask) or not len(row):
-            raise ValueError(f"{len(row)} ids but a response mask of {len(mask)}")
-        if mask[0]:
+    for ids, mask in rows:
+        if len(ids) != len(mask):
+            raise ValueError(f"{len(ids)} ids but a response mask of {len(mask)}")
+        if len(mask) and mask[0]:
             raise ValueError("the first token cannot be a response: nothing predicts it")
-        start = len(ids)
-        ids += row
-        positions += range(len(row))
-        segments.append(Segment(start, len(ids), start, start))
-        marked = [at for at, wanted in enumerate(mask) if wanted]
-        predictors += [start + at - 1 for at in marked]
-        targets += [row[at] for at in marked]
-        lengths.append(len(marked))
-    return _stream(ids, positions, segments, predictors, targets, lengths, [each.stop - 1 for each in segments])
+    packed = pack([ids for ids, _ in rows])
+    marked = [np.flatnonzero(np.asarray(mask, dtype=bool)) for _, mask in rows]
+    predictors = [places[at - 1] for places, at in zip(packed.places, marked, strict=True)]
+    targets = [np.asarray(ids, dtype=np.int64)[at] for (ids, _), at in zip(rows, marked, strict=True)]
+    return Stream(
+        ids_N=packed.ids_N,
+        positions_N=packed.positions_N,
+        segments=packed.segments,
+        predictors_M=torch.from_numpy(np.concatenate(predictors)),
+        targets_M=torch.from_numpy(np.concatenate(targets)),
+        sequences_M=torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(at) for at in marked])),
+        ends_S=torch.tensor([int(places[-1]) for places in packed.places]),
+    )
 
 
 def balanced(sizes: Sequence[int], parts: int) -> list[list[int]]:
@@ -136,29 +142,24 @@ def balanced(sizes: Sequence[int], parts: int) -> list[list[int]]:
     return [sorted(part) for part in found]
 
 
-def within_budget(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in parts of at most `budget` in total (or one alone that is larger), largest first."""
-    found: list[list[int]] = []
-    room = 0
-    for index in sorted(range(len(sizes)), key=lambda at: (-sizes[at], at)):
-        if not found or sizes[index] > room:
-            found.append([])
-            room = budget
-        found[-1].append(index)
-        room -= sizes[index]
-    return found
+def _longest_shared(own: np.ndarray, done: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[int, np.ndarray]:
+    """How many first tokens an earlier sequence has too, and where they stand; 0 where they are few."""
+    shared, where = 0, np.empty(0, dtype=np.int64)
+    for other, places in done:
+        length = min(len(own), len(other))
+        # Most sequences part early; only one that agrees beyond the best so far is compared token by token.
+        if length <= shared or not np.array_equal(own[: shared + 1], other[: shared + 1]):
+            continue
+        differing = np.flatnonzero(own[:length] != other[:length])
+        shared = int(differing[0]) if len(differing) else length
+        where = places[:shared]
+    return (shared, where) if shared >= SHORTEST_SHARED else (0, where[:0])
 
 
-def _stream(
-    ids: list[int],
-    positions: list[int],
-    segments: list[Segment],
-    predictors: list[int],
-    targets: list[int],
-    lengths: list[int],
-    ends: list[int],
-) -> Stream:
-    sequences = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    as_tensor = [torch.tensor(values, dtype=torch.long) for values in (ids, positions, predictors, targets, ends)]
-    ids_N, positions_N, predictors_M, targets_M, ends_S = as_tensor
-    return Stream(ids_N, positions_N, tuple(segments), predictors_M, targets_M, sequences, ends_S)
+def _ranges(places: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Places, in order, as ranges."""
+    if not len(places):
+        return ()
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    runs = np.split(places, breaks)
+    return tuple((int(run[0]), int(run[-1]) + 1) for run in runs)

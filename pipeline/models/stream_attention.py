@@ -1,9 +1,9 @@
-"""Attention within a stream: a segment sees itself up to each token, and its prompt whole. Layer 2.
+"""Attention within a stream: a segment sees itself up to each token, and what it continues whole. Layer 2.
 
 Registered with transformers under a name of its own; a call without segments is its scaled-dot-product attention, mask
 and all, so a model can keep this implementation for everything it does. On a CPU, and in float32, each segment is one
 call of torch's kernel. On a GPU in half precision a whole stream is one call of its variable-length flash kernel, for
-which the prompt's keys are repeated before each of its answers.
+which the keys of common beginnings are repeated before each segment that continues them.
 """
 
 from __future__ import annotations
@@ -33,14 +33,13 @@ class Layout:
     def __init__(self, segments: Sequence[Segment], positions_N: Tensor):
         self.segments = tuple(segments)
         self._positions_N = positions_N
+        self._longest = [sum(stop - start for start, stop in (*each.context, each[:2])) for each in self.segments]
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
         self._flash: tuple[Tensor, Tensor, Tensor, int, int] | None = None
 
     def keys(self, segment: Segment) -> tuple[slice, ...]:
         """What a segment's tokens may look at, as ranges of the stream in the order of their positions."""
-        own = slice(segment.start, segment.stop)
-        prompt = slice(segment.prompt_start, segment.prompt_stop)
-        return (prompt, own) if segment.prompt_stop > segment.prompt_start else (own,)
+        return tuple(slice(start, stop) for start, stop in (*segment.context, (segment.start, segment.stop)))
 
     def mask(self, index: int, window: int | None) -> Tensor | None:
         """True where a token (rows) sees another (columns, as in `keys`); None where that is plain causality.
@@ -50,10 +49,9 @@ class Layout:
             window: how many tokens back, itself included, a token sees; None for all.
         """
         segment = self.segments[index]
-        longest = int(self._positions_N[segment.stop - 1]) + 1
-        if window is not None and longest <= window:
+        if window is not None and self._longest[index] <= window:
             window = None
-        if window is None and segment.prompt_stop == segment.prompt_start:
+        if window is None and not segment.context:
             return None
         if (index, window) not in self._masks:
             at_Q = self._positions_N[segment.start : segment.stop]

@@ -43,7 +43,9 @@ class ModelSettings(Settings):
         "none", description="Quantise the frozen base with bitsandbytes (needs an adapter and a GPU)."
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="Attention implementation; auto leaves the choice to transformers."
+        "auto",
+        description="Attention implementation. auto: sdpa without padding and with common beginnings computed once, "
+        "where that is exact for the model, else what transformers chooses.",
     )
     adapter: AdapterSettings | Literal["none"] = Field(
         default_factory=AdapterSettings, description="The adapter, or `none` for full fine-tuning."

@@ -15,7 +15,7 @@ from data_prep.chat import EncodedPair
 from pipeline.algorithms.dpo import LOSS_TYPES, SMOOTHED, dpo_loss
 from pipeline.recipe.stage_settings import DpoSettings
 from pipeline.stages.stream_trainer import Call, Found
-from pipeline.streams import Group, Stream, stream_of_groups
+from pipeline.streams import Stream, stream_of
 
 _OVER_A_BATCH = ("aot", "aot_unpaired")
 
@@ -48,12 +48,12 @@ class Preference:
         return 1
 
     def tokens(self, row: EncodedPair) -> int:
-        """The prompt once, and both answers."""
-        return len(row.prompt_ids) + len(row.chosen_ids) + len(row.rejected_ids)
+        """Both answers, each behind its prompt."""
+        return 2 * len(row.prompt_ids) + len(row.chosen_ids) + len(row.rejected_ids)
 
     def stream(self, rows: Sequence[EncodedPair]) -> Stream:
         """Sequences 2i and 2i + 1 are the chosen and the rejected answer of pair i."""
-        return stream_of_groups([Group(row.prompt_ids, [row.chosen_ids, row.rejected_ids]) for row in rows])
+        return stream_of([answer for row in rows for answer in row.answers()])
 
     def compute(self, call: Call, rows: Sequence[EncodedPair], stream: Stream) -> Found:
         """Loss and what TRL's trainer would log of it."""

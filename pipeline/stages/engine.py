@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from pipeline.context import StageContext
 from pipeline.errors import RecipeError
 from pipeline.models.forward import causal_model
-from pipeline.models.stream_forward import take_streams
+from pipeline.models.stream_forward import attend_in_streams, take_streams
 from pipeline.recipe.stage_settings import OfflineSettings
 
 STREAMS, TRL = "streams", "trl"
@@ -54,6 +54,6 @@ def _model_against(models: list[Any]) -> str | None:
     for model in models:
         if getattr(causal_model(model).config, "output_router_logits", False):
             return "the model's router has a loss of its own"
-        if why := take_streams(model):
+        if why := attend_in_streams(model) or take_streams(model):
             return why
     return None

@@ -11,7 +11,7 @@ from data_prep.chat import EncodedPair
 from data_prep.records import PreferencePair
 from pipeline.algorithms.bradley_terry import bradley_terry_loss
 from pipeline.stages.stream_trainer import Call, Found
-from pipeline.streams import Group, Stream, stream_of_groups
+from pipeline.streams import Stream, stream_of
 
 
 class MarginPair(NamedTuple):
@@ -48,13 +48,12 @@ class Comparison:
         return 1
 
     def tokens(self, row: MarginPair) -> int:
-        """The prompt once, and both answers."""
-        return len(row.pair.prompt_ids) + len(row.pair.chosen_ids) + len(row.pair.rejected_ids)
+        """Both answers, each behind its prompt."""
+        return 2 * len(row.pair.prompt_ids) + len(row.pair.chosen_ids) + len(row.pair.rejected_ids)
 
     def stream(self, rows: Sequence[MarginPair]) -> Stream:
         """Sequences 2i and 2i + 1 are the chosen and the rejected answer of pair i."""
-        pairs = [row.pair for row in rows]
-        return stream_of_groups([Group(pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids]) for pair in pairs])
+        return stream_of([answer for row in rows for answer in row.pair.answers()])
 
     def compute(self, call: Call, rows: Sequence[MarginPair], stream: Stream) -> Found:
         """Loss and what TRL's trainer would log of it."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from data_prep.chat import EncodedDemonstration
 from pipeline.stages.stream_trainer import Call, Found
-from pipeline.streams import Stream, stream_of_rows
+from pipeline.streams import Stream, stream_of
 
 
 class Imitation:
@@ -22,7 +22,7 @@ class Imitation:
 
     def stream(self, rows: Sequence[EncodedDemonstration]) -> Stream:
         """Rows one behind the other."""
-        return stream_of_rows([(row.input_ids, row.response_mask) for row in rows])
+        return stream_of([(row.input_ids, row.response_mask) for row in rows])
 
     def compute(self, call: Call, rows: Sequence[EncodedDemonstration], stream: Stream) -> Found:
         """Loss of response tokens."""

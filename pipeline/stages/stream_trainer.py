@@ -41,7 +41,7 @@ class Objective(Protocol[R_contra]):
         """What a row counts for in the mean that the loss is: 1, or its response tokens."""
 
     def tokens(self, row: R_contra) -> int:
-        """Tokens that a row puts into a stream."""
+        """Tokens of a row's sequences, whole."""
 
     def stream(self, rows: Sequence[R_contra]) -> Stream:
         """The rows as one stream."""
