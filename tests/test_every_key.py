@@ -118,6 +118,7 @@ for stage in ("sft", "reward", "dpo"):
     CHANGES |= {
         f"stages.{stage}.max_steps": f"stages.{stage}.max_steps=9",
         f"stages.{stage}.global_batch_size": f"stages.{stage}.global_batch_size=8",
+        f"stages.{stage}.engine": f"stages.{stage}.engine=trl",
         f"stages.{stage}.trainer_args": f"stages.{stage}.trainer_args={{adam_beta1: 0.5}}",
     }
 CHANGES |= {
