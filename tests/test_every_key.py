@@ -332,6 +332,7 @@ def _trainers(recipe: Any) -> Any:
 
     from pipeline.recipe import DpoSettings, SftSettings, ds_config_file
     from pipeline.stages.dpo_loss import loss_arguments
+    from pipeline.stages.engine import choose_engine
     from pipeline.stages.offline import training_arguments
 
     found = {}
@@ -345,7 +346,8 @@ def _trainers(recipe: Any) -> Any:
             DPOConfig if is_dpo else SFTConfig, without_engine, _context(recipe, name), **fixed
         )
         kept = {key: str(value) for key, value in arguments.to_dict().items() if key != "logging_dir"}
-        found[name] = kept, str(ds_config_file(settings.deepspeed)), getattr(settings, "rpo_alpha", None)
+        engine = choose_engine(_context(recipe, name), without_engine, [])
+        found[name] = kept, str(ds_config_file(settings.deepspeed)), getattr(settings, "rpo_alpha", None), engine
     return found
 
 
@@ -501,21 +503,23 @@ def _context_of(recipe: Any, stage: str, world: World) -> Any:
 
 
 def _reward(context: Any) -> Any:
-    """A reward stage, all but its training: what TRL's trainer is given, and what becomes of the members' scores."""
+    """A reward stage, all but its training: what its trainer is given, and what becomes of the members' scores."""
     from unittest import mock
 
     from pipeline.stages import reward, reward_member
 
     given: list[Any] = []
 
-    def trainer(*, model: Any, args: Any, train_dataset: Any, **rest: Any) -> Any:
+    def trainer(*, model: Any, args: Any, **rest: Any) -> Any:
         arguments = {name: str(value) for name, value in args.to_dict().items()}
         paths = {name for name, value in arguments.items() if str(context.folder) in value}
-        given.append(({name: arguments[name] for name in arguments.keys() - paths}, [*train_dataset]))
+        rows = [*rest.get("train_dataset", rest.get("rows"))]
+        given.append(({name: arguments[name] for name in arguments.keys() - paths}, rows))
         return SimpleNamespace(state=SimpleNamespace(global_step=0))
 
     with (
         mock.patch.object(reward_member, "CommittedRewardTrainer", trainer),
+        mock.patch.object(reward_member, "StreamTrainer", trainer),
         mock.patch.object(reward_member, "fit", lambda trainer, context: None),
     ):
         result = reward.run(context)
