@@ -28,7 +28,7 @@ from pipeline.recipe.stage_settings import DpoSettings
 from pipeline.runtime import resolve_precision
 from pipeline.stages.dpo_loss import loss_arguments, rpo_loss
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
-from pipeline.stages.pairs import pair_line, unseen_pairs, write_held_out, write_train_prompts
+from pipeline.stages.pairs import pair_line, unseen_pairs, write_held_out, write_train_rows
 from pipeline.stages.policy import Policy, load_policy, load_reference, save_policy
 
 REFERENCE = "ref"
@@ -85,7 +85,7 @@ def run(context: StageContext) -> StageResult:
     save_policy(policy, context)
     if context.ranks.is_first:
         write_held_out(context, _lines(held_out.records, before["margins"], after))
-        write_train_prompts(context, train.records)
+        write_train_rows(context, train)
     metrics = {
         **_metrics(before["margins"], after),
         "steps": trainer.state.global_step,
