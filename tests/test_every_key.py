@@ -47,6 +47,9 @@ stages:
 
 PLAIN_ROWS = Path(__file__).parent / "data" / "plain_pairs.jsonl"
 """Pairs whose rows do not name their split, so that the hash of the prompt decides."""
+DIRTY_ROWS = Path(__file__).parent / "data" / "dirty_pairs.jsonl"
+"""A row at fault for every cleaning rule."""
+EVALUATION_SETS = Path(__file__).parent / "data" / "evaluation_sets"
 PAIRS_WITH_MARGINS = Path(__file__).parent / "data" / "margin_pairs.jsonl"
 
 CHANGES: dict[str, str] = {
@@ -67,6 +70,10 @@ CHANGES: dict[str, str] = {
     "data.chat_template": "data.chat_template=alpaca",
     "data.prompts.from": "data.prompts.from=sft",
     "data.prompts.max_prompt_length": "data.prompts.max_prompt_length=20",
+    "data.decontaminate": f"data.decontaminate={{against: [{EVALUATION_SETS}/gsm8k]}}",
+    "data.decontaminate.against": f"data.decontaminate.against=[{EVALUATION_SETS}/gsm8k]",
+    "data.decontaminate.ngram": "data.decontaminate.ngram=9",
+    "data.decontaminate.folder": f"data.decontaminate.folder={EVALUATION_SETS}",
     "data.sft": "data.sft.eval_limit=7",
     "data.preference": "data.preference.eval_limit=7",
     "evaluation.tasks": "evaluation.tasks=[kl]",
@@ -98,6 +105,44 @@ for data_set, source in (("sft", "alpaca_sample"), ("preference", "preference_sa
         f"data.{data_set}.sources[].limit": f"data.{data_set}.sources.0.limit=5",
         f"data.{data_set}.sources[].weight": f"data.{data_set}.sources.1.weight=5",
     }
+CLEANING = {
+    "repair": "false",
+    "empty_answers": "keep",
+    "languages": "[en]",
+    "language_confidence": "0.9999",
+    "min_characters": "5",
+    "max_characters": "90",
+    "min_words": "3",
+    "max_words": "15",
+    "min_tokens": "6",
+    "max_tokens": "90",
+    "min_word_length": "3.5",
+    "max_word_length": "4.5",
+    "duplicate_lines": "0.2",
+    "repetition": "0.2",
+    "special_characters": "0.1",
+    "profanity": "answers",
+    "harm": "{model: judge}",
+    "harm.model": "another",
+    "harm.label": "bad",
+    "harm.threshold": "0.9",
+    "harm.where": "anywhere",
+    "refusals": "drop",
+    "url_answers": "drop",
+    "truncated": "drop",
+    "placeholders": "drop",
+    "personal_data": "mask",
+    "secrets": "mask",
+    "min_quality": "0.9",
+    "near_duplicates": "{}",
+    "near_duplicates.of": "prompts",
+    "near_duplicates.threshold": "1.0",
+    "near_duplicates.held_out": "false",
+}
+PAIR_CLEANING = {"label_conflicts": "drop", "near_equal_pairs": "0.8"}
+for data_set, rules in (("sft", CLEANING), ("preference", CLEANING | PAIR_CLEANING)):
+    CHANGES[f"data.{data_set}.clean"] = f"data.{data_set}.clean.min_characters=5"
+    CHANGES |= {f"data.{data_set}.clean.{rule}": f"data.{data_set}.clean.{rule}={to}" for rule, to in rules.items()}
 for stage in ("sft", "reward", "ppo", "dpo"):
     CHANGES |= {
         f"stages.{stage}.kind": f"stages.again={{kind: {stage}}}",
@@ -199,6 +244,21 @@ for data_set in ("sft", "preference"):
         f"data.{data_set}.sources[].revision": [f"data.{data_set}.sources=[{{path: 'hub:a/b'}}]"],
         f"data.{data_set}.sources[].split": [f"data.{data_set}.sources=[{{path: 'hub:a/b'}}]"],
     }
+    dirty = f"data.{data_set}.sources=[{{path: {DIRTY_ROWS}}}]"
+    BESIDES |= {f"data.{data_set}.clean.{rule}": [dirty] for rule in CLEANING | PAIR_CLEANING}
+    BESIDES[f"data.{data_set}.clean.language_confidence"].append(f"data.{data_set}.clean.languages=[en]")
+    for rule in ("model", "label", "threshold", "where"):
+        BESIDES[f"data.{data_set}.clean.harm.{rule}"].append(f"data.{data_set}.clean.harm={{model: judge}}")
+    for rule in ("of", "threshold", "held_out"):
+        BESIDES[f"data.{data_set}.clean.near_duplicates.{rule}"].append(f"data.{data_set}.clean.near_duplicates={{}}")
+_DIRTY_SFT = f"data.sft.sources=[{{path: {DIRTY_ROWS}}}]"
+_AGAINST = f"data.decontaminate={{against: [{EVALUATION_SETS}/gsm8k]}}"
+BESIDES |= {
+    "data.decontaminate": [_DIRTY_SFT],
+    "data.decontaminate.against": [_DIRTY_SFT, f"data.decontaminate={{against: [{PLAIN_ROWS}]}}"],
+    "data.decontaminate.ngram": [_DIRTY_SFT, _AGAINST],
+    "data.decontaminate.folder": [_DIRTY_SFT, "data.decontaminate={against: [gsm8k]}"],
+}
 for stage in ("sft", "reward", "ppo", "dpo"):
     BESIDES[f"stages.{stage}.precision"] = [f"stages.{stage}.precision=fp32"]
 
@@ -233,7 +293,8 @@ class Probes:
             "trainers": _trainers,
             "environments": _environments,
             "parents": _parents,
-            "rows": lambda recipe: _rows(recipe, world.tiny_folder),
+            "sft_rows": lambda recipe: _rows(recipe, "sft", world.tiny_folder),
+            "preference_rows": lambda recipe: _rows(recipe, "preference", world.tiny_folder),
             "evaluation": lambda recipe: _evaluation(recipe, world.tiny_folder),
             "tracking": _tracking,
             "reward": lambda recipe: _reward(_context_of(recipe, "reward", world)),
@@ -271,7 +332,8 @@ def probes(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Probe
 @pytest.mark.parametrize("path", sorted(CHANGES))
 def test_a_changed_key_changes_the_run(path: str, probes: Probes) -> None:
     beside = BESIDES.get(path, [])
-    kind = path.split(".")[1] if path.startswith("stages.") else ""
+    block, _, rest = path.partition(".")
+    kind = rest.split(".")[0] if block == "stages" else f"{rest.split('.')[0]}_rows" if block == "data" else ""
     assert probes.differ(beside, [*beside, CHANGES[path]], first=kind if kind in probes else "trainers")
 
 
@@ -376,11 +438,12 @@ def _parents(recipe: Any) -> Any:
     return [(node.name, node.kind, node.parents) for node in nodes]
 
 
-def _rows(recipe: Any, tiny_folder: Path) -> Any:
+def _rows(recipe: Any, data_set: str, tiny_folder: Path) -> Any:
     from unittest import mock
 
     from data_prep import build
     from data_prep.chat import ChatFormatter
+    from data_prep.cleaning import cleaner
     from pipeline.models.load import load_tokenizer
 
     asked = []
@@ -392,14 +455,18 @@ def _rows(recipe: Any, tiny_folder: Path) -> Any:
 
         return reading
 
+    def classifier(settings: Any) -> Any:
+        """In place of a model on disk: what it says depends on which model it is, and on the label."""
+        return lambda texts: [len(f"{settings.model}{settings.label}{text}") % 10 / 10 for text in texts]
+
     with (
+        mock.patch.object(cleaner, "load_classifier", classifier),
         mock.patch.object(build, "read_demonstrations", remember(build.read_demonstrations)),
         mock.patch.object(build, "read_pairs", remember(build.read_pairs)),
     ):
         formatter = ChatFormatter(load_tokenizer(tiny_folder, recipe.data.chat_template))
-        sft = _outcome(lambda: _ids(build.encode_demonstrations(recipe.data, formatter, recipe.seed)))
-        pairs = _outcome(lambda: _ids(build.encode_pairs(recipe.data, formatter, recipe.seed)))
-    return sft, pairs, asked
+        encode = build.encode_demonstrations if data_set == "sft" else build.encode_pairs
+        return _outcome(lambda: _ids(encode(recipe.data, formatter, recipe.seed))), asked
 
 
 def _ids(encoded: Any) -> Any:

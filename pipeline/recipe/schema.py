@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.recipe.cleaning_settings import CleanSettings, DecontaminateSettings, PairCleanSettings
 from pipeline.recipe.settings import Fraction, PositiveFloat, PositiveInt, Settings, StageName
 from pipeline.recipe.stage_settings import AnyStage
 
@@ -78,6 +79,15 @@ class DataSetSettings(Settings):
         0.05, description="Share of prompts held out, chosen by a hash of the prompt (rows may name their own split)."
     )
     eval_limit: PositiveInt = Field(256, description="At most so many held-out rows are evaluated.")
+    clean: CleanSettings = Field(default_factory=CleanSettings, description="Rules that training rows must pass.")
+
+
+class PreferenceSetSettings(DataSetSettings):
+    """Training and held-out preference pairs."""
+
+    clean: PairCleanSettings = Field(
+        default_factory=PairCleanSettings, description="Rules that training pairs must pass."
+    )
 
 
 class PromptSettings(Settings):
@@ -93,8 +103,11 @@ class DataSettings(Settings):
     """All data of the run."""
 
     sft: DataSetSettings | None = Field(None, description="Demonstrations for supervised fine-tuning.")
-    preference: DataSetSettings | None = Field(None, description="Pairs of a chosen and a rejected answer.")
+    preference: PreferenceSetSettings | None = Field(None, description="Pairs of a chosen and a rejected answer.")
     prompts: PromptSettings = Field(default_factory=PromptSettings, description="Prompts to answer.")
+    decontaminate: DecontaminateSettings | None = Field(
+        None, description="Keep evaluation sets out of the training rows; off unless written."
+    )
     chat_template: str = Field(
         "auto",
         description="auto: the tokenizer's own, else `plain`. Or `plain`, `alpaca`, `chatml`, or a .jinja file.",

@@ -32,7 +32,7 @@ from pipeline.stages.dpo_objective import Preference, lacks
 from pipeline.stages.dpo_reference import REFERENCE, add_reference, reference_call
 from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
-from pipeline.stages.pairs import pair_line, unseen_pairs, write_held_out, write_train_prompts
+from pipeline.stages.pairs import pair_line, unseen_pairs, write_held_out, write_train_rows
 from pipeline.stages.policy import Policy, load_policy, load_reference, save_policy
 from pipeline.stages.stream_trainer import StreamTrainer
 
@@ -79,7 +79,7 @@ def run(context: StageContext) -> StageResult:
     save_policy(policy, context)
     if context.ranks.is_first:
         write_held_out(context, _lines(held_out.records, before["margins"], after))
-        write_train_prompts(context, train.records)
+        write_train_rows(context, train)
     metrics = {
         **_metrics(before["margins"], after),
         "steps": trainer.state.global_step,

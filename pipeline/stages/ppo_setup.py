@@ -13,6 +13,7 @@ from typing import Any
 from data_prep.build import encode, encode_demonstrations, prompts, without_seen
 from data_prep.chat import ChatFormatter
 from data_prep.clean import limit_records
+from data_prep.cleaning import Dropped
 from data_prep.records import Prompt
 from pipeline.context import StageContext
 from pipeline.errors import DataError, RecipeError, TrivetError
@@ -48,6 +49,8 @@ class PromptSet:
     train: list[PromptRow]
     held_out: list[PromptRow]
     report: dict[str, Any]
+    dropped: list[Dropped]
+    """Prompts that cleaning and tokenising took out of training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +202,8 @@ def make_prompts(
     train_rows, held_out_rows = (
         [(prompt, row.ids) for prompt, row in zip(part.records, part.rows, strict=True)] for part in rows
     )
-    return PromptSet(train=train_rows, held_out=held_out_rows, report=found.report)
+    dropped = [*found.dropped, *rows[0].dropped]
+    return PromptSet(train=train_rows, held_out=held_out_rows, report=found.report, dropped=dropped)
 
 
 def _require_room(context: StageContext, settings: PpoSettings, longest: int, positions: int | None) -> None:

@@ -18,7 +18,7 @@ from pipeline.models.load import describe_tokenizer, device, load_tokenizer
 from pipeline.models.reward_model import SPEC
 from pipeline.recipe.stage_settings import RewardSettings
 from pipeline.runtime import resolve_precision
-from pipeline.stages.pairs import unseen_pairs, write_held_out, write_train_prompts
+from pipeline.stages.pairs import unseen_pairs, write_held_out, write_train_rows
 from pipeline.stages.reward_member import MemberScores, Training, train_member
 from pipeline.stages.reward_objective import margin_pairs
 from pipeline.stages.reward_questions import questions
@@ -57,7 +57,7 @@ def run(context: StageContext) -> StageResult:
         keep_members(context, training.form, len(members))
         write_json_atomically(context.folder / SPEC, spec.model_dump(mode="json"))
         write_held_out(context, pair_lines(held_out, scored))
-        write_train_prompts(context, train.records)
+        write_train_rows(context, train)
         _log(context, metrics, steps)
     return StageResult(
         form=cast(Any, training.form),

@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from data_prep.build import encode_demonstrations, prompt_hashes
 from data_prep.chat import ChatFormatter, EncodedDemonstration
+from data_prep.cleaning import write_dropped
 from evaluation.likelihood import Scorer, demonstration_rows, mean_loss
 from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
 from pipeline.models.load import device
@@ -54,6 +55,7 @@ def run(context: StageContext) -> StageResult:
     after = _held_out_loss(scorer, held_out.rows, context)
     save_policy(policy, context)
     if context.ranks.is_first:
+        write_dropped(context.folder, train.dropped)
         seen = seen_prompts(context.parents) | set(prompt_hashes(train.records))
         (context.folder / TRAIN_PROMPTS).write_text("\n".join(sorted(seen)) + "\n")
         context.tracker.log(0, "eval", {"loss": before["loss"]} if before["loss"] is not None else {})
