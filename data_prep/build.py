@@ -16,6 +16,7 @@ from data_prep.chat import ChatFormatter, EncodedDemonstration, EncodedPair, Unu
 from data_prep.clean import drop_duplicates, limit_records, mix
 from data_prep.readers import ReadResult, SourceSpec, read_demonstrations, read_pairs, read_prompts
 from data_prep.records import Demonstration, PreferencePair, Prompt
+from data_prep.row_statistics import demonstration_statistics, pair_statistics
 from data_prep.split import Split, prompt_hash, prompt_messages, split_records
 from pipeline.errors import DataError
 from pipeline.recipe.schema import DataSetSettings, DataSettings, SourceSettings
@@ -33,6 +34,8 @@ class Encoded(Protocol):
 
 E = TypeVar("E", bound=Encoded)
 
+MAX_EXAMPLES = 12
+"""Rows named in a report, of those that could not be encoded."""
 EVALUATION_SEED = 0
 """Held-out rows are chosen alike whatever the recipe's seed, so that runs which differ by seed are comparable."""
 
@@ -91,16 +94,19 @@ def encode(records: Sequence[R], encoder: Callable[[R], E], report: dict[str, An
     Args:
         records: of one kind.
         encoder: a method of `ChatFormatter`, bound to its length limit; raises `UnusableRow`.
-        report: of the data set, completed in place: drops by reason, cut prompts, token statistics.
+        report: of the data set, completed in place: drops by reason with a few examples, cut prompts.
     """
     kept, rows = [], []
     dropped: Counter[str] = Counter(report["dropped"])
+    examples = report.setdefault("dropped_examples", [])
     for record in records:
         try:
             rows.append(encoder(record))
             kept.append(record)
         except UnusableRow as reason:
             dropped[str(reason)] += 1
+            if len(examples) < MAX_EXAMPLES:
+                examples.append([record.origin.source, record.origin.row, str(reason)])
     report["dropped"] = dict(dropped)
     report["prompts_truncated"] = report.get("prompts_truncated", 0) + sum(row.prompt_cut for row in rows)
     return EncodedSet(kept, rows)
@@ -122,6 +128,7 @@ def encode_demonstrations(
     train = encode(found.train, lambda record: formatter.demonstration(record, limit), found.report)
     held_out = encode(found.held_out, lambda record: formatter.demonstration(record, limit), found.report)
     _finish(found.report, train, held_out, [len(row.input_ids) for row in train.rows], limit)
+    found.report["statistics"] = demonstration_statistics(train.records, train.rows)
     return train, held_out, found.report
 
 
@@ -140,6 +147,7 @@ def encode_pairs(
     held_out = encode(found.held_out, lambda record: formatter.pair(record, limit), found.report)
     lengths = [len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids)) for row in train.rows]
     _finish(found.report, train, held_out, lengths, limit)
+    found.report["statistics"] = pair_statistics(train.records, train.rows)
     return train, held_out, found.report
 
 
