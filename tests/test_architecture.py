@@ -28,7 +28,7 @@ LAYERS: dict[str, int] = {
     "pipeline.algorithms.*": 1, "data_prep.*": 1,
     # L2: tensors, models, where a process stands
     "pipeline.batches": 2, "pipeline.models.*": 2, "pipeline.tracking": 2, "pipeline.runtime": 2,
-    "pipeline.context": 2, "pipeline.assignment": 2, "pipeline.reward_function": 2,
+    "pipeline.batch_order": 2, "pipeline.context": 2, "pipeline.assignment": 2, "pipeline.reward_function": 2,
     # L3: answers sampled from policies, and their rewards
     "pipeline.rollouts.*": 3,
     # L4: stages | evaluation
