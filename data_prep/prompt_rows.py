@@ -37,11 +37,14 @@ def encode_prompts(
         seen: hashes of prompts that what is to be measured was trained on.
     """
     found = prompts(data, seed)
+    dropped = found.report["dropped"]
     train, measured = found.train, without_seen(found.held_out, seen)
+    _count(dropped, "held_out_but_trained_on_before", len(found.held_out) - len(measured))
     if with_rule:
         kept = [[prompt for prompt in part if prompt.check is not None] for part in (train, measured)]
-        found.report["dropped"]["no_rule"] = len(train) + len(measured) - sum(map(len, kept))
+        _count(dropped, "no_rule", len(train) + len(measured) - sum(map(len, kept)))
         train, measured = kept
+    _count(dropped, "held_out_over_limit", len(measured) - held_out)
     measured = limit_records(measured, held_out, 0)
     longest = data.prompts.max_prompt_length
     rows = [encode(part, lambda prompt: formatter.prompt(prompt, longest), found.report) for part in (train, measured)]
@@ -51,3 +54,8 @@ def encode_prompts(
         statistics=prompt_statistics(rows[0].records, rows[0].rows),
     )
     return rows[0], rows[1], found.report
+
+
+def _count(dropped: dict[str, int], reason: str, rows: int) -> None:
+    if rows > 0:
+        dropped[reason] = dropped.get(reason, 0) + rows
