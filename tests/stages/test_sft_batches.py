@@ -11,7 +11,15 @@ import pytest
 import torch
 from accelerate.data_loader import DataLoaderShard
 from safetensors.torch import load_file
-from transformers import AttentionInterface
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPTNeoXConfig,
+    MistralConfig,
+    OPTConfig,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import SFTConfig
 
@@ -140,6 +148,32 @@ def test_an_attention_that_mixes_rows_is_refused(lively_model):
             RecipeError, match=r"stages\.tune\.packing: with LlamaForCausalLM and blind_to_rows attention"
         ):
             require_rows_apart(lively_model, rows, 0, precision, "tune")
+
+
+SHAPE = {"vocab_size": 259, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+FAMILIES = {
+    "gemma2": (
+        Gemma2Config(**SHAPE, num_key_value_heads=2, intermediate_size=96, head_dim=12, sliding_window=16),
+        True,
+    ),
+    "mistral": (MistralConfig(**SHAPE, num_key_value_heads=2, intermediate_size=96, sliding_window=16), True),
+    "gpt_neox": (GPTNeoXConfig(**SHAPE, intermediate_size=96), True),
+    "opt": (OPTConfig(**SHAPE, ffn_dim=96, word_embed_proj_dim=48), False),
+    "bloom": (BloomConfig(**SHAPE), False),
+}
+"""Whether the library's model keeps packed rows apart: the last two make their masks without looking at positions."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_library_s_models_are_judged_by_what_they_do(family):
+    config, apart = FAMILIES[family]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    if apart:
+        require_rows_apart(model, encoded(2), 0, "fp32", "sft")
+    else:
+        with pytest.raises(RecipeError, match=type(model).__name__):
+            require_rows_apart(model, encoded(2), 0, "fp32", "sft")
 
 
 def test_a_model_as_it_is_initialised_is_judged_rightly_too(tiny_model):
