@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from data_prep.chat import ChatFormatter
+from data_prep.chat import ChatFormatter, begins_with_bos
 from data_prep.pieces import Piece
+from data_prep.templates import template_text
 from evaluation.inspection.sequences import ShownRow, ShownSequence, shown_rows
 from evaluation.inspection.stage_rows import StageRows, formatter_of, stage_rows
 from evaluation.inspection.told import ROLE_OF_ANSWERS, Finding, findings
@@ -127,15 +128,8 @@ def _row_json(row: ShownRow) -> dict[str, Any]:
 
 def _template(recipe: Recipe, formatter: ChatFormatter) -> str:
     """Which chat template it is, in words."""
-    written = recipe.data.chat_template
-    if written != "auto":
-        return written
-    return "the tokenizer's own" if _has_own(formatter) else "plain, as the tokenizer has none"
-
-
-def _has_own(formatter: ChatFormatter) -> bool:
-    from data_prep.chat import begins_with_bos
-    from data_prep.templates import template_text
-
-    behind_bos = begins_with_bos(formatter.tokenizer)
-    return formatter.tokenizer.chat_template != template_text("plain", None, behind_bos=behind_bos)
+    if recipe.data.chat_template != "auto":
+        return recipe.data.chat_template
+    plain = template_text("plain", None, behind_bos=begins_with_bos(formatter.tokenizer))
+    is_plain = formatter.tokenizer.chat_template == plain
+    return "plain, as the tokenizer has none" if is_plain else "the tokenizer's own"

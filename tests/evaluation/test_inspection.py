@@ -225,7 +225,9 @@ def test_the_page_shows_every_token_and_runs_nothing(recipe, stage):
     legend = 3 if stage == "ppo" else 4
     pieces = [piece for row in found.rows for sequence in row.sequences for piece in sequence.pieces]
     assert [kind for kind, _ in page.tokens[legend:]] == [piece.kind for piece in pieces]
-    assert [told for _, told in page.tokens[legend:]] == [p.text.replace("\n", "↵\n") for p in pieces]
+    assert [told for _, told in page.tokens[legend:]] == [
+        p.text.replace("\n", "↵\n").removesuffix("\n") for p in pieces
+    ]
     assert "script" not in page.tags and "img" not in page.tags
     assert XSS not in text and "http" not in re.sub(r"http-equiv", "", text)
     assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
