@@ -20,6 +20,7 @@ from data_prep.cleaning import Cleaner, Dropped
 from data_prep.cleaning.dropped import Finding
 from data_prep.readers import ReadResult, SourceSpec, read_demonstrations, read_pairs, read_prompts
 from data_prep.records import Demonstration, PreferencePair, Prompt
+from data_prep.row_statistics import demonstration_statistics, pair_statistics
 from data_prep.split import Split, prompt_hash, prompt_messages, split_records
 from data_prep.workers import mapped
 from pipeline.errors import DataError
@@ -42,6 +43,8 @@ Rated = TypeVar("Rated", EncodedDemonstration, EncodedPair)
 
 _WORTH_WORKERS = 20_000
 """Rows from which tokenising in several processes repays starting them."""
+MAX_EXAMPLES = 12
+"""Rows named in a report, of those that could not be encoded."""
 EVALUATION_SEED = 0
 """Held-out rows are chosen alike whatever the recipe's seed, so that runs which differ by seed are comparable."""
 
@@ -113,16 +116,19 @@ def encode(
     Args:
         records: of one kind.
         encoder: a method of `ChatFormatter`, bound to its length limit; raises `UnusableRow`.
-        report: of the data set, completed in place: drops by reason, cut prompts, token statistics.
+        report: of the data set, completed in place: drops by reason with a few examples, cut prompts.
         workers: whether many records may be encoded in several processes; the encoder can then be pickled.
     """
     kept, rows, unusable = [], [], []
     dropped: Counter[str] = Counter(report["dropped"])
+    examples = report.setdefault("dropped_examples", [])
     results = mapped(partial(_tried, encoder), records, _WORTH_WORKERS if workers else len(records) + 1)
     for record, result in zip(records, results, strict=True):
         if isinstance(result, _Unusable):
             dropped[result.reason] += 1
             unusable.append(Dropped(record, Finding(result.reason)))
+            if len(examples) < MAX_EXAMPLES:
+                examples.append([record.origin.source, record.origin.row, result.reason])
         else:
             rows.append(result)
             kept.append(record)
@@ -151,6 +157,7 @@ def encode_demonstrations(
         train = encode(found.train, partial(_of_length, settings.clean, encoder), found.report, workers=True)
         held_out = encode(found.held_out, encoder, found.report)
         _finish(found.report, train, held_out, [len(row.input_ids) for row in train.rows], limit)
+        found.report["statistics"] = demonstration_statistics(train.records, train.rows)
         return _kept(found, train, held_out)
 
     return _opened(kept_or_made("sft", data, formatter.tokenizer, seed, make))
@@ -175,6 +182,7 @@ def encode_pairs(
         held_out = encode(found.held_out, encoder, found.report)
         lengths = [len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids)) for row in train.rows]
         _finish(found.report, train, held_out, lengths, limit)
+        found.report["statistics"] = pair_statistics(train.records, train.rows)
         return _kept(found, train, held_out)
 
     return _opened(kept_or_made("preference", data, formatter.tokenizer, seed, make))

@@ -86,6 +86,8 @@ CHANGES: dict[str, str] = {
     "tracking.wandb.entity": "tracking.wandb={entity: team}",
     "stages": "stages.last={kind: sft}",
     "stages.sft.init": "stages.more.init=sft",
+    "stages.sft.packing": "stages.sft.packing=true",
+    "stages.sft.group_by_length": "stages.sft.group_by_length=true",
     "stages.dpo.policy": "stages.dpo.policy=base",
     "stages.dpo.beta": "stages.dpo.beta=0.3",
     "stages.dpo.loss_type": "stages.dpo.loss_type=hinge",
@@ -396,13 +398,17 @@ def _trainers(recipe: Any) -> Any:
     from pipeline.stages.dpo_loss import loss_arguments
     from pipeline.stages.engine import choose_engine
     from pipeline.stages.offline import training_arguments
+    from pipeline.stages.sft_batches import batch_arguments
 
     found = {}
     for name, settings in recipe.stages.items():
         if not isinstance(settings, (SftSettings, DpoSettings)):
             continue
         is_dpo = isinstance(settings, DpoSettings)
-        fixed = {"beta": settings.beta, **loss_arguments(settings)} if is_dpo else {}
+        if is_dpo:
+            fixed = {"beta": settings.beta, **loss_arguments(settings)}
+        else:
+            fixed = batch_arguments(settings, recipe.data.sft.max_length)
         without_engine = settings.model_copy(update={"deepspeed": "none"})
         arguments = training_arguments(
             DPOConfig if is_dpo else SFTConfig, without_engine, _context(recipe, name), **fixed

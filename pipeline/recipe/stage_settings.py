@@ -66,6 +66,14 @@ class SftSettings(OfflineSettings):
     init: StageName | None = Field(
         None, description="Earlier stage, or `base`, to start from (default: the base model)."
     )
+    packing: bool = Field(
+        False,
+        description="Lay rows end to end in sequences of up to max_length, kept apart by attention: no padding. Batch "
+        "sizes then count packed sequences.",
+    )
+    group_by_length: bool = Field(
+        False, description="Draw rows of like length into one batch: less padding, less chance in the order."
+    )
 
 
 class DpoSettings(OfflineSettings):

@@ -22,6 +22,7 @@ from data_prep.records import PreferencePair
 from evaluation.intervals import bootstrap_mean_ci, preference_accuracy
 from evaluation.likelihood import Likelihood, Scorer, pair_rows
 from pipeline.algorithms.dpo import preference_margins
+from pipeline.batch_order import pair_padding
 from pipeline.context import StageContext, StageResult, once
 from pipeline.models import adapters
 from pipeline.models.load import device
@@ -66,6 +67,8 @@ def run(context: StageContext) -> StageResult:
     reference = None if policy.form == "adapter" else load_reference(context, parent, precision)
     train, held_out, report = encode_pairs(context.recipe.data, ChatFormatter(policy.tokenizer), context.recipe.seed)
     held_out = unseen_pairs(held_out, context, report)
+    assert context.recipe.data.preference is not None
+    report["padding"] = pair_padding(settings, train.rows, context.recipe.data.preference, context.recipe.seed)
     context.console.say(f"{len(train.rows)} pairs to train on, {len(held_out.rows)} held out")
     models = [policy.model] if reference is None else [policy.model, reference]
     engine = choose_engine(context, settings, models, lacks(settings))
