@@ -32,7 +32,7 @@ from pipeline.stages.engine import choose_engine
 from pipeline.stages.reward_objective import Comparison, MarginPair
 from pipeline.stages.reward_trainer import CommittedRewardTrainer, trainer_rows
 from pipeline.stages.sft import CommittedSFTTrainer
-from pipeline.stages.sft import _row as sft_row
+from pipeline.stages.sft_batches import _row as sft_row
 from pipeline.stages.sft_objective import Imitation
 from pipeline.stages.stream_trainer import StreamTrainer
 
