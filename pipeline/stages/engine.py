@@ -31,7 +31,7 @@ def choose_engine(context: StageContext, settings: OfflineSettings, models: list
     """
     if settings.engine == TRL:
         return TRL
-    why = lacks or _setting_against(settings) or _model_against(models)
+    why = lacks or _setting_against(settings, context.recipe.model.attention) or _model_against(models)
     if why is None:
         return STREAMS
     if settings.engine == STREAMS:
@@ -40,7 +40,9 @@ def choose_engine(context: StageContext, settings: OfflineSettings, models: list
     return TRL
 
 
-def _setting_against(settings: OfflineSettings) -> str | None:
+def _setting_against(settings: OfflineSettings, attention: str) -> str | None:
+    if attention != "auto":
+        return f"model.attention is {attention}, which pads rows"
     ours = {field.name for field in dataclasses.fields(TrainingArguments)}
     foreign = sorted(set(settings.trainer_args) - ours)
     if foreign:
