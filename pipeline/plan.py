@@ -194,11 +194,22 @@ def _evaluation_settings(recipe: Recipe, base: BaseIdentity, prints: dict[str, l
 def _common_settings(recipe: Recipe, base: BaseIdentity) -> dict[str, Any]:
     return {
         "base": base.fingerprint,
-        "model": recipe.model.model_dump(mode="json", exclude={"base", "revision"}),
+        "model": _model_settings(recipe),
         "chat_template": template_text(recipe.data.chat_template, None)
         if recipe.data.chat_template != "auto"
         else "auto",
     }
+
+
+def _model_settings(recipe: Recipe) -> dict[str, Any]:
+    """What of the model determines results; how much of a frozen trunk's output is kept does not."""
+    dump = recipe.model.model_dump(mode="json", exclude={"base", "revision"})
+    if recipe.model.adapter != "none":
+        del dump["adapter"]["trunk_cache_gib"]
+        if recipe.model.adapter.layers == "all":
+            # Artefacts from before there was a choice have it unsaid.
+            del dump["adapter"]["layers"]
+    return dump
 
 
 def _data_settings(recipe: Recipe, which: str, prints: dict[str, list[str]]) -> dict[str, Any]:

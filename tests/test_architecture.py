@@ -38,7 +38,9 @@ LAYERS: dict[str, int] = {
     "pipeline.processes": 5, "pipeline.supervisor": 5, "pipeline.worker": 5, "pipeline.cli": 5, "pipeline.run": 5,
     "pipeline.data_inspection": 5,
 }  # fmt: skip
-SHARED_BY_STAGES = {f"pipeline.stages.{name}" for name in ("offline", "pairs", "policy", "engine", "stream_trainer")}
+SHARED_BY_STAGES = {
+    f"pipeline.stages.{name}" for name in ("offline", "pairs", "policy", "engine", "stream_trainer", "shared_trunk")
+}
 LIGHT = ("pipeline", "pipeline.cli", "pipeline.recipe", "pipeline.supervisor", "evaluation.report")
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "wandb", "deepspeed", "bitsandbytes", "vllm")
 

@@ -67,6 +67,8 @@ CHANGES: dict[str, str] = {
     "model.adapter.alpha": "model.adapter.alpha=7",
     "model.adapter.dropout": "model.adapter.dropout=0.1",
     "model.adapter.target_modules": "model.adapter.target_modules=[q_proj]",
+    "model.adapter.layers": "model.adapter.layers=top-1",
+    "model.adapter.trunk_cache_gib": "model.adapter.trunk_cache_gib=0",
     "data.chat_template": "data.chat_template=alpaca",
     "data.prompts.from": "data.prompts.from=sft",
     "data.prompts.max_prompt_length": "data.prompts.max_prompt_length=20",
@@ -220,6 +222,7 @@ CHANGES |= {
 }
 
 BESIDES: dict[str, list[str]] = {
+    "model.adapter.trunk_cache_gib": ["model.adapter.layers=top-1"],
     "model.revision": ["model.base=owner/name"],
     "data.sft.sources[].weight": ["data.sft.sources.0.weight=1", "data.sft.sources.1.weight=1"],
     "data.preference.sources[].weight": [
@@ -292,6 +295,7 @@ class Probes:
         self._parts: dict[str, Callable[[Any], Any]] = {
             "files": lambda recipe: (str(LoadedRecipe(recipe, Path()).output_dir), [*recipe.stages], recipe.name),
             "model": _model,
+            "frozen_trunk": _frozen_trunk,
             "trainers": _trainers,
             "environments": _environments,
             "parents": _parents,
@@ -369,6 +373,7 @@ def _model(recipe: Any) -> Any:
     with mock.patch.object(source, "_hub_commit", lambda base, revision, where: f"commit-{revision}"):
         identity = source.identify(recipe.model.base, recipe.model.revision)
     model = mock.MagicMock()
+    model.get_base_model.return_value = _small_model()
     with (
         mock.patch.object(transformers.AutoModelForCausalLM, "from_pretrained", return_value=model) as loading,
         mock.patch.object(peft, "get_peft_model", lambda base, config, **rest: config),
@@ -381,6 +386,28 @@ def _model(recipe: Any) -> Any:
                 sorted(adapters.attach_new(model, recipe.model.adapter, dropout=True).to_dict().items(), key=str)
             )
     return identity, options, str(loading.call_args), config
+
+
+def _small_model() -> Any:
+    """A real one, where a stand-in would have no layers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 8}
+    return LlamaForCausalLM(LlamaConfig(**size))
+
+
+def _frozen_trunk(recipe: Any) -> Any:
+    """How many layers lie below the adapter, and whether what they give is kept."""
+    from pipeline.models import adapters
+    from pipeline.models.stream_forward import attend_in_streams
+    from pipeline.stages.shared_trunk import trunk_cache
+
+    if recipe.model.adapter == "none":
+        return None
+    model = adapters.attach_new(_small_model(), recipe.model.adapter, dropout=False)
+    assert attend_in_streams(model) is None
+    found = trunk_cache(SimpleNamespace(recipe=recipe, console=SimpleNamespace(say=print)), model)
+    return found and (len(found.trunk.frozen), found.has_room_for(1))
 
 
 def _context(recipe: Any, stage: str, folder: Path = Path("folder")) -> Any:

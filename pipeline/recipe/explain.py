@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic_core import ErrorDetails
 
 from pipeline.recipe.places import KeyPath, Places, Problem
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.schema import LAYERS, Recipe
 from pipeline.recipe.vocabulary import is_block, keys_of, members, nearest, unknown_key
 
 PATTERNS = {
     r"^[a-z][a-z0-9_]{0,39}$": "a stage's name (a small letter, then small letters, digits and _, at most 40)",
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$": "a name of letters, digits, '.', '_' and '-' (at most 80, first no sign)",
+    LAYERS: "`all`, `top-N` (such as top-10)",
 }
 _YAML_TRUTH = {"y", "yes", "n", "no", "on", "off", "true", "false"}
 

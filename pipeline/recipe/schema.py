@@ -14,6 +14,7 @@ from pipeline.recipe.cleaning_settings import CleanSettings, DecontaminateSettin
 from pipeline.recipe.settings import Fraction, PositiveFloat, PositiveInt, Settings, StageName
 from pipeline.recipe.stage_settings import AnyStage
 
+LAYERS = r"^(all|top-[1-9][0-9]{0,3})$"
 EvaluationTask = Literal["perplexity", "preference", "kl", "rules", "score"]
 
 
@@ -26,6 +27,16 @@ class AdapterSettings(Settings):
     dropout: Fraction = Field(0.0, description="Dropout on the adapter's input during SFT (DPO trains without).")
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear", description="Which linear layers get an adapter: all but the output head, or names."
+    )
+    layers: Annotated[str, Field(pattern=LAYERS)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        "all",
+        description="Which decoder layers get one: all, top-N (the N nearest the output), or indices from 0. What lies "
+        "below the lowest of them is computed once for policy, reference, value and reward model.",
+    )
+    trunk_cache_gib: Annotated[float, Field(ge=0.0)] = Field(
+        1.0,
+        description="Memory per process for what the layers below the adapter give, kept from pass to pass over the "
+        "same rows; 0 computes it anew in each.",
     )
 
 
@@ -46,7 +57,7 @@ class ModelSettings(Settings):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="Attention implementation. auto: sdpa without padding and with common beginnings computed once, "
-        "where that is exact for the model, else what transformers chooses.",
+        "where that is exact for the model, else what transformers chooses. A name: that one, on padded rows.",
     )
     adapter: AdapterSettings | Literal["none"] = Field(
         default_factory=AdapterSettings, description="The adapter, or `none` for full fine-tuning."

@@ -35,6 +35,7 @@ from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
 from pipeline.stages.pairs import pair_line, unseen_pairs, write_held_out, write_train_rows
 from pipeline.stages.policy import Policy, load_policy, load_reference, save_policy
+from pipeline.stages.shared_trunk import share_trunk
 from pipeline.stages.stream_trainer import StreamTrainer
 
 
@@ -113,7 +114,9 @@ def _trainer(
         if reference is None:
             add_reference(policy.model)
         call = reference_call(policy.model, reference, resolve_precision(settings.precision))
-        return StreamTrainer(model=policy.model, args=arguments, rows=rows, objective=Preference(settings, call))
+        objective = Preference(settings, call)
+        trunk = share_trunk(context, settings, policy.model, rows, objective)
+        return StreamTrainer(model=policy.model, args=arguments, rows=rows, objective=objective, trunk=trunk)
     return CommittedDPOTrainer(
         model=policy.model,
         ref_model=reference,

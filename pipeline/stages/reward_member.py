@@ -32,6 +32,7 @@ from pipeline.stages.reward_objective import Comparison, MarginPair
 from pipeline.stages.reward_questions import Questions
 from pipeline.stages.reward_trainer import CommittedRewardTrainer, trainer_rows
 from pipeline.stages.reward_weights import save_member, starting_model
+from pipeline.stages.shared_trunk import share_trunk
 from pipeline.stages.stream_trainer import StreamTrainer
 from pipeline.tracking import Tracker
 
@@ -157,7 +158,8 @@ def _trainer(engine: str, model: Any, training: Training, context: StageContext)
         objective = Comparison(
             use_margins=any(row.margin for row in training.rows), center_coefficient=settings.center_coefficient
         )
-        return StreamTrainer(model=model, args=arguments, rows=training.rows, objective=objective)
+        trunk = share_trunk(context, settings, model, training.rows, objective)
+        return StreamTrainer(model=model, args=arguments, rows=training.rows, objective=objective, trunk=trunk)
     return CommittedRewardTrainer(
         model=model,
         args=arguments,

@@ -26,6 +26,7 @@ from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
 from pipeline.stages.policy import Policy, load_policy, save_policy
 from pipeline.stages.sft_batches import PassCallback, batch_arguments, grouped_sampler, require_rows_apart, trainer_rows
 from pipeline.stages.sft_objective import Imitation
+from pipeline.stages.shared_trunk import share_trunk
 from pipeline.stages.stream_trainer import StreamTrainer
 
 
@@ -109,7 +110,9 @@ def _trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
     if engine == STREAMS:
-        return StreamTrainer(model=policy.model, args=arguments, rows=rows, objective=Imitation())
+        objective = Imitation()
+        trunk = share_trunk(context, settings, policy.model, rows, objective)
+        return StreamTrainer(model=policy.model, args=arguments, rows=rows, objective=objective, trunk=trunk)
     if settings.packing:
         require_rows_apart(policy.model, rows, policy.description.pad_id, precision, context.stage)
     return CommittedSFTTrainer(

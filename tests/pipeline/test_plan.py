@@ -219,6 +219,14 @@ def test_processes_and_places_play_no_part_in_a_key(here, monkeypatch):
     assert {node.name: node.key for node in nodes_of(here, store=here / "elsewhere")} == before
 
 
+def test_an_adapter_on_all_layers_has_the_key_it_always_had(here):
+    """Older artefacts stay valid; how much of what lower layers give is kept changes no result."""
+    assert "layers" not in json.dumps(nodes_of(here)[0].settings["model"])
+    assert keys(here) == keys(here, TEXT, "model.adapter.layers=all", "model.adapter.trunk_cache_gib=3")
+    changed = keys(here, TEXT, "model.adapter.layers=top-1")
+    assert all(changed[name] != key for name, key in keys(here).items())
+
+
 def test_no_evaluation_asked_for_is_no_node(here):
     assert [node.name for node in nodes_of(here, TEXT, "evaluation.tasks=[]")] == ["sft", "dpo"]
 

@@ -84,7 +84,7 @@ def context_of(folder: Path, base: Path, adapter: Any, parents: dict[str, Any], 
     """As much of a stage's context as the roles look at."""
     return SimpleNamespace(
         recipe=recipe_of(adapter, **ppo), stage="ppo", base=identify(BASE, None), base_folder=base, folder=folder,
-        ranks=ALONE, parents=parents,
+        ranks=ALONE, parents=parents, console=Console(None),
     )  # fmt: skip
 
 
