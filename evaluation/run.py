@@ -226,4 +226,4 @@ class _Evaluation:
         return once(self._context, task, lambda: compute(name))
 
     def _progress(self, task: str) -> Progress:
-        return partial(self._context.console.progress, task)
+        return self._context.progress(task)

@@ -15,6 +15,7 @@ from pipeline.models.source import BaseIdentity
 from pipeline.recipe.schema import Recipe
 from pipeline.reward_function import RewardFunction
 from pipeline.runtime import Ranks, StopRequest, barrier
+from pipeline.stopping import stop_if_asked
 from pipeline.tracking import Tracker
 
 TRAIN_PROMPTS = "train_prompts.txt"
@@ -53,6 +54,21 @@ class StageContext:
     def work(self) -> Path:
         """Intermediate results that survive an interruption but are not part of the artefact."""
         return self.folder / "work"
+
+    def expect_steps(self, steps: int) -> None:
+        """Note how many steps there will be, for whoever looks on; every rank may call this."""
+        if self.ranks.is_first:
+            self.work.mkdir(parents=True, exist_ok=True)
+            write_json_atomically(self.work / "steps.json", {"steps": steps})
+
+    def progress(self, task: str) -> Callable[[int, int], None]:
+        """Tells the console how far a task is, and ends it there if asked to stop: for what changes no state."""
+
+        def tell(done: int, total: int) -> None:
+            self.console.progress(task, done, total)
+            stop_if_asked(f"stage {self.stage} was at its {task}")
+
+        return tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

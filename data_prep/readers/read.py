@@ -21,6 +21,7 @@ from data_prep.readers.formats import Purpose, Recognised, resolve_format
 from data_prep.readers.turns import STRUCTURAL, Parsed, RowFault, text_of
 from data_prep.records import Demonstration, Message, Origin, PreferencePair, Prompt, Split
 from pipeline.errors import DataError
+from pipeline.stopping import stop_if_asked
 
 R = TypeVar("R", Demonstration, PreferencePair, Prompt)
 
@@ -90,6 +91,7 @@ def _read(spec: SourceSpec, purpose: Purpose, build: Callable[[RawRow, Parsed], 
     first_structural: tuple[RawRow, RowFault] | None = None
     form: Recognised | None = None
     for raw in read_raw(spec.path, revision=spec.revision, split=spec.split):
+        stop_if_asked("reading rows")
         is_first = form is None
         form = form or resolve_format(spec.format, raw, purpose)
         try:

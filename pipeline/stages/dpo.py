@@ -8,7 +8,6 @@ held-out pairs is measured before (0.5 by the tie rule: nothing has moved) and a
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -159,7 +158,7 @@ class _Judge:
         return preference_margins(policy[0], policy[1], ref[0], ref[1], self._beta).tolist()
 
     def _score(self, scorer: Scorer, rows: list[EncodedPair], task: str) -> list[Likelihood]:
-        return scorer.score(pair_rows(rows), partial(self._context.console.progress, task))
+        return scorer.score(pair_rows(rows), self._context.progress(task))
 
 
 def _metrics(before: list[float], after: list[float]) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class StepCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock that the time left is told from."""
+        self._context.expect_steps(state.max_steps)
         self._context.console.progress("step", state.global_step, state.max_steps)
 
     def on_step_end(

@@ -10,7 +10,6 @@ import gc
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -135,7 +134,7 @@ def _train(context: StageContext, training: Training, index: int) -> MemberScore
         training.precision,
         context.ranks,
     )
-    task = partial(context.console.progress, "held-out answers")
+    task = context.progress("held-out answers")
     pairs = [*asked.chosen, *asked.rejected]
     before = once(context, f"member_{index + 1}_before", lambda: {"scores": scorer.score(pairs, task)})["scores"]
     engine = choose_engine(context, settings, [model])
@@ -178,7 +177,7 @@ def _ask(
     )
     # Several of them are the same answer: each is scored once.
     rows = list(dict.fromkeys(tuple(row) for part in parts for row in part))
-    found = dict(zip(rows, scorer.score(rows, partial(context.console.progress, "answers scored")), strict=True))
+    found = dict(zip(rows, scorer.score(rows, context.progress("answers scored")), strict=True))
     _require_finite([*found.values()], context)
     chosen, rejected, reference, original, changed = ([found[tuple(row)] for row in part] for part in parts)
     half = len(asked.chosen)

@@ -6,7 +6,6 @@ loss is measured before and after.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 from transformers import Trainer
@@ -132,5 +131,5 @@ def _held_out_loss(scorer: Scorer, rows: list[EncodedDemonstration], context: St
     """Loss per response token on held-out rows; nulls when there are none."""
     if not rows:
         return {"loss": None, "tokens": 0}
-    found = scorer.score(demonstration_rows(rows), partial(context.console.progress, "held-out rows"))
+    found = scorer.score(demonstration_rows(rows), context.progress("held-out rows"))
     return {"loss": mean_loss(found), "tokens": sum(row.tokens for row in found)}

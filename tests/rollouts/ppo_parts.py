@@ -284,11 +284,12 @@ def stage_context(
 
 
 class StopAfter(StopRequest):
-    """A request to stop that comes during a given rollout."""
+    """A request to stop that comes while a given rollout is learnt from, or while its answers are sampled."""
 
-    def __init__(self, rollouts: int):
+    def __init__(self, rollouts: int, *, sampling: bool = False):
         super().__init__()
-        self._left = rollouts
+        # Each rollout looks once behind its answers and once at its end.
+        self._left = 2 * rollouts - sampling
 
     def agreed(self) -> bool:
         self._left -= 1
