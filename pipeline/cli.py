@@ -1,4 +1,4 @@
-"""The command line: `trivet run`, `trivet plan`, `trivet data`, `trivet schema`. Light until there is work to do."""
+"""The command line: `trivet run`, `plan`, `submit`, `status`, `data`, `schema`. Light until there is work to do."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline import data_inspection
+from pipeline import data_inspection, status
 from pipeline.console import Console, terminal_console
 from pipeline.errors import BusyError, PreemptedError, RecipeError, TrivetError
+from pipeline.slurm import options as slurm_options
 
 if TYPE_CHECKING:
     from pipeline.runtime import Ranks
@@ -62,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe_arguments(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.set_defaults(action=_plan)
+    submit = commands.add_parser("submit", help="run a recipe as Slurm jobs, one per stage, each after the other")
+    _add_recipe_arguments(submit)
+    slurm_options.register(submit)
+    status.register(commands.add_parser("status", help="show how far a run is, and its Slurm jobs"))
     data = commands.add_parser("data", help="look at data before training on it")
     data_inspection.register(data.add_subparsers(dest="data_command", required=True, metavar="COMMAND"))
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
@@ -95,17 +100,21 @@ def _run(options: argparse.Namespace) -> int:
     if options.plan:
         return _plan(options)
     ranks = Ranks.from_environment()
+    _listen(ranks)
     if ranks.is_first:
         _forget_exit_file()
-        _stop_when_asked()
     _supervisor(options, ranks, terminal_console() if ranks.is_first else Console(None)).run()
     if ranks.is_first:
         _record(options, 0, "")
     return 0
 
 
-def _stop_when_asked() -> None:
-    """Between stages a request to stop ends the run at once: what is written here is written whole or not at all."""
+def _listen(ranks: Ranks) -> None:
+    """Between stages a request to stop ends the run at once: what is written here is written whole or not at all.
+
+    The first rank ends it; the others remember, and wait for its word.
+    """
+    from pipeline.processes import note_request
 
     def stop(number: int, frame: Any) -> None:
         for other in (signal.SIGTERM, signal.SIGUSR1):
@@ -113,7 +122,7 @@ def _stop_when_asked() -> None:
         raise PreemptedError("asked to stop; run the same command again to go on")
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, stop)
+        signal.signal(number, stop if ranks.is_first else note_request)
 
 
 def _forget_exit_file() -> None:

@@ -23,7 +23,7 @@ PACKAGES = ("data_prep", "evaluation", "pipeline")
 LAYERS: dict[str, int] = {
     # L0: standard library, pydantic, yaml
     "pipeline": 0, "pipeline.errors": 0, "pipeline.durable": 0, "pipeline.artefact": 0, "pipeline.checkpoint": 0,
-    "pipeline.console": 0, "pipeline.recipe.*": 0, "data_prep.records": 0,
+    "pipeline.console": 0, "pipeline.stopping": 0, "pipeline.recipe.*": 0, "data_prep.records": 0,
     # L1: the mathematics | the data
     "pipeline.algorithms.*": 1, "data_prep.*": 1,
     # L2: tensors, models, where a process stands
@@ -36,10 +36,12 @@ LAYERS: dict[str, int] = {
     # L5: the chain and the command line
     "pipeline.plan": 5, "pipeline.ledger": 5, "pipeline.results": 5, "pipeline.locks": 5, "pipeline.peers": 5,
     "pipeline.processes": 5, "pipeline.supervisor": 5, "pipeline.worker": 5, "pipeline.cli": 5, "pipeline.run": 5,
-    "pipeline.data_inspection": 5,
+    "pipeline.data_inspection": 5, "pipeline.slurm.*": 5, "pipeline.status": 5,
 }  # fmt: skip
 SHARED_BY_STAGES = {f"pipeline.stages.{name}" for name in ("offline", "pairs", "policy", "engine", "stream_trainer")}
-LIGHT = ("pipeline", "pipeline.cli", "pipeline.recipe", "pipeline.supervisor", "evaluation.report")
+LIGHT = (
+    "pipeline", "pipeline.cli", "pipeline.recipe", "pipeline.supervisor", "pipeline.slurm.submit", "evaluation.report",
+)  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "wandb", "deepspeed", "bitsandbytes", "vllm")
 
 

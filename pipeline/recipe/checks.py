@@ -29,7 +29,12 @@ from pipeline.recipe.stage_settings import (
 from pipeline.recipe.vocabulary import article, nearest
 
 DS_CONFIGS = REPOSITORY / "ds_configs"
-RESERVED_STAGES = {BASE: "the base model", "logs": "the folder of log files", "evaluation": "the folder of results"}
+RESERVED_STAGES = {
+    BASE: "the base model",
+    "logs": "the folder of log files",
+    "evaluation": "the folder of results",
+    "slurm": "the folder of job scripts",
+}
 SMOOTHED_LOSSES = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired")
 CHAT_TEMPLATES = ("auto", "plain", "alpaca", "chatml")
 

@@ -277,6 +277,12 @@ FLAGS = {
         "--no-reuse", "--plan", "--in-process",
     },
     "plan": {"-h", "--help", "recipe", "--set", "--reward", "--output-dir", "--store", "--json"},
+    "submit": {
+        "-h", "--help", "recipe", "--set", "--reward", "--output-dir", "--store", "--nodes", "--gpus-per-node",
+        "--cpus-per-task", "--mem", "--time", "--partition", "--account", "--qos", "--site", "--one-job",
+        "--array-over", "--dry-run", "--json",
+    },
+    "status": {"-h", "--help", "run", "--json"},
     "schema": {"-h", "--help"},
     "data": {"-h", "--help"},
     "data inspect": {
