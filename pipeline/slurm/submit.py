@@ -153,14 +153,15 @@ def _show(options: argparse.Namespace, found: Submission, ids: Sequence[str]) ->
     if not found.steps:
         print("nothing to submit: all stages are done")
         return
+    remark = "# " if options.dry_run else ""
     if found.is_array:
         for index, run in enumerate(found.runs):
-            print(f"{index:>3}  {run.folder}  {'  '.join(run.changes)}")
+            print(f"{remark}{index:>3}  {run.folder}  {'  '.join(run.changes)}")
     for step, text, job in zip(found.steps, found.scripts, ids, strict=True):
         waits = [ids[place] or found.steps[place].job.label for place in step.after]
         behind = f", after {', '.join(waits)}" if waits else ""
         if options.dry_run:
-            print(f"# {step.job.script}{behind}\n{text}")
+            print(f"{remark}{step.job.script}{behind}\n{text}")
         else:
             print(f"{step.job.label:<14} job {job}{behind}")
     if not options.dry_run:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -144,11 +145,11 @@ class Cluster:
                 )
             )  # fmt: skip
 
-    def _wait(self, what: str, condition: object, seconds: float) -> None:
+    def _wait(self, what: str, condition: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with suppress(subprocess.SubprocessError):
-                if condition():  # type: ignore[operator]
+                if condition():
                     return
             if any(daemon.poll() is not None for daemon in self._daemons):
                 break

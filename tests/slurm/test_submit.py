@@ -184,6 +184,17 @@ def test_mistakes_in_a_site_file_are_shown_all_at_once(here, trivet, slurm):
     ]
 
 
+def test_store_and_reward_are_the_jobs_too(here, trivet, slurm):
+    (here / "recipe.yaml").write_text((here / "recipe.yaml").read_text().replace("  dpo: {", "  ppo: {PPO}\n  dpo: {"))
+    ppo = "rewards: [{from: function}], rollout_batch_size: 8, episodes: 8"
+    (here / "recipe.yaml").write_text((here / "recipe.yaml").read_text().replace("PPO", ppo))
+    (here / "my reward.py").write_text("def f(prompts, answers): ...\n")
+    code, _, err = trivet("submit", "recipe.yaml", "--reward", "my reward.py:f", "--store", "s", "--one-job")
+    assert (code, err) == (0, "")
+    lines = (here / "runs" / "tiny" / "slurm" / "all.sbatch").read_text().splitlines()
+    assert "    --reward 'my reward.py:f'" in lines and f"    --store {here}/s" in lines
+
+
 def test_the_command_line_goes_before_the_site_file(here, trivet, slurm):
     site = "partition: cpu\nqos: low\nnodes: 2\nmem: 8G\ncpus_per_task: 4\ngpus_per_node: 1\ntime: '1:00:00'\n"
     more = "directives: [--exclusive, '--constraint=a100&nvme']\nsignal_seconds: 60\nprogram: [trivet, run]\n"
