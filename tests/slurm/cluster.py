@@ -25,7 +25,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=1
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 StateSaveLocation={folder}/state
@@ -92,7 +92,9 @@ class Cluster:
         )  # fmt: skip
         (self.folder / "slurm.conf").write_text(text)
         # Counted, not there: what is asked for per GPU can so be tried without one.
-        (self.folder / "gres.conf").write_text("AutoDetect=off\nName=gpu Count=2\n")
+        for number in range(2):
+            (self.folder / f"gpu{number}").touch()
+        (self.folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={self.folder}/gpu[0-1]\n")
         munge = self.folder / "munge"
         self._spawn(
             "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge / 'socket'}",
