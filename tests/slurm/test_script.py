@@ -73,7 +73,7 @@ def test_the_script_in_the_documentation_is_what_is_made():
         start_folder=Path("/shared/me"), program=("trivet", "run"), options=(("--only", "dpo"),), label="dpo",
     )  # fmt: skip
     site = Site(
-        nodes=2, gpus_per_node=4, cpus_per_task=8, time="4:00:00", partition="gpu", modules=("cuda/12.4",)
+        nodes=2, gpus_per_node=1, cpus_per_task=8, time="4:00:00", partition="gpu", modules=("cuda/12.4",)
     )  # fmt: skip
     assert f"```bash\n{render(made, site)}```\n" in (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8")
 
