@@ -17,6 +17,7 @@ PATTERNS = {
     r"^[a-z][a-z0-9_]{0,39}$": "a stage's name (a small letter, then small letters, digits and _, at most 40)",
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$": "a name of letters, digits, '.', '_' and '-' (at most 80, first no sign)",
     r"^[A-Za-z0-9][A-Za-z0-9._,:@+/-]*$": "a word of letters, digits and . _ , : @ + / -",
+    r"^([0-9]+-)?[0-9]+(:[0-9]{1,2}){0,2}$": "a time limit such as 90 (minutes), 12:00:00 or 2-00 (days-hours)",
     r"^[^\x00-\x1f\x7f]+$": "one line of text",
     r"^[A-Za-z_][A-Za-z0-9_]*$": "a variable's name (letters, digits and _)",
     r"^--[a-z][a-z-]*(=[A-Za-z0-9._,:@+/&|()\[\]*-]+)?$": "an sbatch option such as --constraint=a100, without spaces",

@@ -14,12 +14,13 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from pipeline.recipe.explain import explain
-from pipeline.recipe.places import Places
+from pipeline.recipe.places import Places, Problem
 from pipeline.recipe.settings import PositiveInt, Settings
 from pipeline.recipe.source import Source, read_source
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,:@+/-]*$")]
 """What Slurm calls partitions, accounts, times and sizes: no space, quote or sign that a shell or Slurm would read."""
+Duration = Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]+(:[0-9]{1,2}){0,2}$")]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Directive = Annotated[str, Field(pattern=r"^--[a-z][a-z-]*(=[A-Za-z0-9._,:@+/&|()\[\]*-]+)?$")]
@@ -31,7 +32,7 @@ class Site(Settings):
     partition: Word | None = Field(None, description="Partition, else the cluster's default.")
     account: Word | None = Field(None, description="Account to charge.")
     qos: Word | None = Field(None, description="Quality of service.")
-    time: Word | None = Field(None, description="Time limit of each job, such as '12:00:00' (quoted) or 2-00.")
+    time: Duration | None = Field(None, description="Time limit of each job, such as '12:00:00' (quoted) or 2-00.")
     mem: Word | None = Field(None, description="Memory per node, such as 64G.")
     nodes: PositiveInt = Field(1, description="Nodes per job.")
     gpus_per_node: Annotated[int, Field(ge=0)] = Field(
@@ -86,6 +87,25 @@ def load_site(path: Path | str | None, said: Mapping[str, Any]) -> Site:
         site = Site.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         problems += explain(error.errors(include_url=False), data, places, Site)
+    if site is not None and site.time is not None and seconds_of(site.time) < 2 * site.signal_seconds:
+        # Slurm would signal such a job soon after its start, and it would be requeued again and again.
+        asks = f"with signal_seconds {site.signal_seconds} a job needs at least twice that"
+        problems.append(
+            Problem(("time",), f"{site.time} is {seconds_of(site.time)} s; {asks}, or lower that key")
+        )
     places.refuse(problems)
     assert site is not None
     return site
+
+
+def seconds_of(time: str) -> int:
+    """Seconds of a time limit as sbatch reads it: minutes, m:s, h:m:s, days-h, days-h:m, days-h:m:s."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    elif len(parts) == 3:
+        hours, minutes, seconds = parts
+    else:
+        hours, minutes, seconds = 0, *[*parts, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

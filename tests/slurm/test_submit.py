@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.recipe import load_recipe
 from pipeline.slurm import scheduler
+from pipeline.slurm.site_file import seconds_of
 
 
 def test_a_job_for_each_stage_after_the_one_before(here, trivet, slurm):
@@ -138,6 +139,8 @@ def test_a_scheduler_that_does_not_answer_is_69(here, trivet, slurm):
         (["--set", "model.base=builtin:tiny-lama"], 69, "builtin:tiny-llama"),
         (["--partition", "a b"], 2, "--partition a b: partition: expected a word of letters"),
         (["--account", "a\nb"], 2, "--account a\\nb: account: expected a word"),
+        (["--time", "soon"], 2, "--time soon: time: expected a time limit such as 90 (minutes)"),
+        (["--time", "9:59"], 2, "--time 9:59: time: 9:59 is 599 s; with signal_seconds 300 a job needs at least twice"),
         (["--nodes", "0"], 2, "--nodes 0: nodes: expected a whole number above 0"),
         (["--nodes", "two"], 2, "invalid int value"),
         (["--site", "sit.yaml"], 2, "sit.yaml: no such file"),
@@ -157,6 +160,14 @@ def test_mistakes_are_found_before_anything_is_queued(here, trivet, slurm, argum
     assert slurm.of("sbatch") == [] and not (here / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("1:30", 90), ("1:02:03", 3723), ("2-03", 183600), ("1-00:30", 88200), ("1-02:03:04", 93784)],
+)
+def test_time_limits_are_read_as_sbatch_reads_them(time, seconds):
+    assert seconds_of(time) == seconds
+
+
 SITE = """\
 partition: gpu
 time: 12:00:00
@@ -172,8 +183,8 @@ def test_mistakes_in_a_site_file_are_shown_all_at_once(here, trivet, slurm):
     code, _, err = trivet("submit", "recipe.yaml", "--site", "site.yaml")
     assert code == 2
     assert err.splitlines() == [
-        "site.yaml:2: time: expected a word of letters, digits and . _ , : @ + / -, found 12:00:00; quote it if it is "
-        "text: '12:00:00'",
+        "site.yaml:2: time: expected a time limit such as 90 (minutes), 12:00:00 or 2-00 (days-hours), found 12:00:00; "
+        "quote it if it is text: '12:00:00'",
         "site.yaml:3: moduels: unknown key, did you mean 'modules'?",
         "site.yaml:4: setup: expected a list, found 'source venv/bin/activate'; write a list: "
         "[source venv/bin/activate]",
