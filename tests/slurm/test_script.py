@@ -194,6 +194,6 @@ def test_one_process_needs_no_ranks_and_several_learn_theirs_from_srun(job, fake
     names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
     fakes.add("python", f"print([os.environ[name] for name in {names!r}.split()])")
     _, out = finish(job(Site(nodes=2, gpus_per_node=2, cpus_per_task=5)))
-    assert out.strip() == "['3', '1', '4', '2', 'node1', '20007']"
+    assert out.strip() == "['3', '1', '4', '2', 'node1', '10007']"
     call = fakes.of("srun")[1]
     assert {"--kill-on-bad-exit=1", "--wait=60", "--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=5"} <= set(call)
