@@ -45,11 +45,10 @@ def submit(options: argparse.Namespace) -> int:
     """Check, render, write and queue; or print the scripts."""
     site = load_site(options.site, {name: getattr(options, name) for name in _SITE_OPTIONS})
     found = _prepare(options, site)
-    if options.dry_run:
+    if options.dry_run or not found.steps:
         _show(options, found, ["" for _ in found.steps])
         return 0
-    if found.steps:
-        scheduler.require()
+    scheduler.require()
     _require_idle(found.runs)
     _write(found)
     _show(options, found, _queue(found))

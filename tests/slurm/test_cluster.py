@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -122,7 +123,9 @@ def test_stopped_by_signal_and_by_requeueing_the_chain_ends_like_a_direct_run(at
     assert "asked to stop; requeued to go on" in log and "sft: going on from step" in log
     for stage in ("sft", "dpo"):
         assert weights(run, stage) == weights(direct, stage), f"{stage} differs from a direct run"
-    assert (run / "results.json").read_text() != "" and not list(at.folder.rglob("pwned"))
+    mine, theirs = (json.loads((each / "results.json").read_text())["evaluation"] for each in (run, direct))
+    assert mine["policies"] == theirs["policies"] and list(mine["policies"]) == ["base", "sft", "dpo"]
+    assert not list(at.folder.rglob("pwned"))
     assert "nothing to submit" in at.trivet("submit", str(RECIPE), "--output-dir", str(run), *LONGER)
 
 

@@ -58,6 +58,8 @@ def test_what_is_finished_gets_no_job(here, trivet, slurm, monkeypatch):
     code, out, _ = trivet("submit", "recipe.yaml", "--output-dir", "other")
     assert (code, out) == (0, "nothing to submit: all stages are done\n")
     assert len(slurm.of("sbatch")) == 2
+    trivet("submit", "recipe.yaml")
+    assert "dpo" in (here / "runs" / "tiny" / "slurm" / "jobs.json").read_text(), "what was submitted stays on record"
 
 
 def test_an_array_over_two_keys_makes_shared_stages_once(here, trivet, slurm):
