@@ -90,9 +90,7 @@ def load_site(path: Path | str | None, said: Mapping[str, Any]) -> Site:
     if site is not None and site.time is not None and seconds_of(site.time) < 2 * site.signal_seconds:
         # Slurm would signal such a job soon after its start, and it would be requeued again and again.
         asks = f"with signal_seconds {site.signal_seconds} a job needs at least twice that"
-        problems.append(
-            Problem(("time",), f"{site.time} is {seconds_of(site.time)} s; {asks}, or lower that key")
-        )
+        problems.append(Problem(("time",), f"{site.time} is {seconds_of(site.time)} s; {asks}, or lower that key"))
     places.refuse(problems)
     assert site is not None
     return site
