@@ -1,14 +1,16 @@
 """Evaluation as a sealed node of a run: every policy side by side on the same held-out rows and prompts.
 
-Takes: all policies and reward models of the run and the held-out part of its data. Gives: `answers.jsonl` and the
-figures of `results.json`. Each measurement is kept as soon as it is made, so an interrupted evaluation goes on where it
+Takes: all policies and reward models of the run and the held-out part of its data. Gives: `answers.jsonl` (greedy),
+`sampled.jsonl` (with every figure prompt by prompt) and the figures of `results.json`. Each measurement is kept as soon as it is made, so an interrupted evaluation goes on where it
 was.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from data_prep.build import encode, encode_demonstrations, prompts, without_seen
@@ -67,11 +69,10 @@ def run(context: StageContext) -> StageResult:
     for name, found in scores.items():
         rows[name].update(sampled.score_row(found))
     answers = evaluation.all_answers()
+    samples = evaluation.sample_lines(scores)
     if context.ranks.is_first:
-        text = "".join(
-            json.dumps(line, ensure_ascii=False) + "\n" for line in answer_lines(evaluation.prompts, answers)
-        )
-        (context.folder / "answers.jsonl").write_text(text, encoding="utf-8")
+        _write_lines(context.folder / "answers.jsonl", answer_lines(evaluation.prompts, answers))
+        _write_lines(context.folder / "sampled.jsonl", samples)
     right = {name: [answer.right for answer in found] for name, found in answers.items()}
     compared = pairs(recipe)
     metrics = {
@@ -84,6 +85,10 @@ def run(context: StageContext) -> StageResult:
     return StageResult(
         form="none", tokenizer=description, precision=precision, device=str(device()), data={}, metrics=metrics
     )
+
+
+def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 class _Evaluation:
@@ -110,6 +115,7 @@ class _Evaluation:
         self.judge = judge(context.recipe)
         self._chosen = self._choose_prompts()
         self._prompts = self._chosen[: self._greedy_count()]
+        self._sampled_prompts = self._chosen[: self._recipe.evaluation.kl_prompts]
 
     def row(self, name: str) -> dict[str, Any]:
         """The columns of one policy that need no reward model."""
@@ -117,10 +123,8 @@ class _Evaluation:
         row.update(rule_row(self._answers(name)) if "rules" in self._tasks else {})
         if "perplexity" in self._tasks and self._recipe.data.sft is not None:
             row.update(self._kept(f"perplexity-{name}", name, self._perplexity))
-        if "kl" in self._tasks and self._prompts and name != self.reference:
-            row.update(self._kept(f"kl-{name}", name, self._kl))
-        elif "kl" in self._tasks and self._prompts:
-            row.update(kl_to_reference=0.0, kl_ci95=[0.0, 0.0])
+        if "kl" in self._tasks and self._prompts:
+            row.update(sampled.kl_row(self._divergences(name)))
         if "preference" in self._tasks and name in self._artefacts:
             row.update(preference_row(self._artefacts[name].path))
         return row
@@ -140,6 +144,16 @@ class _Evaluation:
             return {}
         rows = {name: self._sampled(name) for name in self.policies.names}
         return {name: self._kept(f"score-{name}", name, partial(self._scores, rows[name]))["scores"] for name in rows}
+
+    def sample_lines(self, scores: dict[str, list[float]]) -> list[dict[str, Any]]:
+        """All sampled answers with what was measured of each; none where nothing was to be measured of them."""
+        names = self.policies.names
+        kl = {name: self._divergences(name) for name in names} if "kl" in self._tasks and self._prompts else {}
+        if not kl and not scores:
+            return []
+        answers = {name: self._sampled_ids(name) for name in names}
+        asked = [prompt for prompt, _ in self._sampled_prompts]
+        return sampled.sample_lines(asked, answers, {"kl": kl, "score": scores}, self._formatter)
 
     def _choose_prompts(self) -> list[tuple[Prompt, list[int]]]:
         """Held-out prompts that no policy was trained on; those with a rule first, as only they can be scored."""
@@ -190,18 +204,29 @@ class _Evaluation:
 
     def _sampled(self, name: str) -> list[Row]:
         """A policy's sampled answers behind their prompts."""
-        settings = self._recipe.evaluation
-        prompts = [ids for _, ids in self._chosen[: settings.kl_prompts]]
+        return sampled.answer_rows([ids for _, ids in self._sampled_prompts], self._sampled_ids(name))
+
+    def _sampled_ids(self, name: str) -> list[list[int]]:
+        prompts, longest = [ids for _, ids in self._sampled_prompts], self._recipe.evaluation.max_new_tokens
 
         def compute(policy: str) -> dict[str, Any]:
             task = self._progress(f"sampled answers of {policy}")
             with self.policies.use(policy) as model:
-                return {"answers": sampled.draw(self._generator(model), prompts, settings.max_new_tokens, task)}
+                return {"answers": sampled.draw(self._generator(model), prompts, longest, task)}
 
-        return sampled.answer_rows(prompts, self._kept(f"sampled-{name}", name, compute)["answers"])
+        found: list[list[int]] = self._kept(f"sampled-{name}", name, compute)["answers"]
+        return found
+
+    def _divergences(self, name: str) -> list[float]:
+        """From the reference, prompt by prompt."""
+        if name == self.reference:
+            return [0.0] * len(self._sampled_prompts)
+        found: list[float] = self._kept(f"kl-{name}", name, self._kl)["divergences"]
+        return found
 
     def _kl(self, name: str) -> dict[str, Any]:
-        return sampled.kl_row(self.policies, name, self.reference, self._sampled(name), self._scorer)
+        rows = self._sampled(name)
+        return {"divergences": sampled.divergences(self.policies, name, self.reference, rows, self._scorer)}
 
     def _scores(self, rows: list[Row], name: str) -> dict[str, Any]:
         assert self.judge is not None
