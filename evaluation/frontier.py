@@ -99,9 +99,7 @@ def interpolate(kl_RK: Array, value_RK: Array, kl_G: ArrayLike) -> Array:
     return found
 
 
-def at_equal_kl(
-    a: Path, b: Path, *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95
-) -> EqualKl | None:
+def at_equal_kl(a: Path, b: Path, *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95) -> EqualKl | None:
     """How far path b stands above path a at the largest divergence that both reached, with a paired interval.
 
     Returns:
@@ -113,9 +111,7 @@ def at_equal_kl(
     values = [float(_values(path, [kl])[0]) for path in (a, b)]
     drawn = [_resampled(path, [kl], seed, resamples)[:, 0] for path in (a, b)]
     low, high = _bounds((drawn[1] - drawn[0])[:, None], _prompts((*a, *b)), level)
-    found = Interval(
-        estimate=values[1] - values[0], low=float(low[0]), high=float(high[0]), n=_prompts((*a, *b))
-    )
+    found = Interval(estimate=values[1] - values[0], low=float(low[0]), high=float(high[0]), n=_prompts((*a, *b)))
     return EqualKl(kl=kl, a=values[0], b=values[1], difference=found)
 
 

@@ -1,8 +1,8 @@
 """Evaluation as a sealed node of a run: every policy side by side on the same held-out rows and prompts.
 
 Takes: all policies and reward models of the run and the held-out part of its data. Gives: `answers.jsonl` (greedy),
-`sampled.jsonl` (with every figure prompt by prompt) and the figures of `results.json`. Each measurement is kept as soon as it is made, so an interrupted evaluation goes on where it
-was.
+`sampled.jsonl` (with every figure prompt by prompt) and the figures of `results.json`. Each measurement is kept as soon
+as it is made, so an interrupted evaluation goes on where it was.
 """
 
 from __future__ import annotations

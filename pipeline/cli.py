@@ -1,4 +1,4 @@
-"""The command line: `trivet run`, `trivet plan`, `trivet data`, `trivet schema`. Light until there is work to do."""
+"""The command line: `trivet run`, `plan`, `data`, `compare`, `schema`. Light until there is work to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline import data_inspection
+from pipeline import comparing, data_inspection
 from pipeline.console import Console, terminal_console
 from pipeline.errors import BusyError, PreemptedError, RecipeError, TrivetError
 
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(action=_plan)
     data = commands.add_parser("data", help="look at data before training on it")
     data_inspection.register(data.add_subparsers(dest="data_command", required=True, metavar="COMMAND"))
+    comparing.register(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(action=_schema)
     return parser

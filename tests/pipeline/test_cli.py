@@ -278,6 +278,7 @@ FLAGS = {
     },
     "plan": {"-h", "--help", "recipe", "--set", "--reward", "--output-dir", "--store", "--json"},
     "schema": {"-h", "--help"},
+    "compare": {"-h", "--help", "runs", "--html", "--csv", "--json"},
     "data": {"-h", "--help"},
     "data inspect": {
         "-h", "--help", "recipe", "--set", "--stage", "--row", "--rows", "--ids", "--html", "--json",
