@@ -6,7 +6,7 @@ that policies are compared on the same prompts with as little chance between the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,7 @@ import torch
 from data_prep.chat import ChatFormatter
 from data_prep.records import Prompt
 from evaluation.intervals import bootstrap_mean_ci
-from evaluation.likelihood import Row, Scorer
-from evaluation.policies import Policies
+from evaluation.likelihood import Row
 from pipeline.algorithms.kl import k1
 from pipeline.rollouts.answers import Progress, Sampling
 from pipeline.rollouts.generate import Generator
@@ -25,9 +24,11 @@ SAMPLING_SEED = 0
 Ids = Sequence[int]
 
 
-def draw(generator: Generator, prompts: Sequence[Ids], max_new_tokens: int, progress: Progress) -> list[list[int]]:
-    """Token ids of one sampled answer per prompt, in the prompts' order."""
-    sampling = Sampling(max_new_tokens, temperature=1.0, seed=SAMPLING_SEED)
+def draw(
+    generator: Generator, prompts: Sequence[Ids], max_new_tokens: int, progress: Progress, seed: int = SAMPLING_SEED
+) -> list[list[int]]:
+    """Token ids of one sampled answer per prompt, in the prompts' order; another seed draws others."""
+    sampling = Sampling(max_new_tokens, temperature=1.0, seed=seed)
     return [answer.ids for answer in generator.answers(prompts, sampling, progress)]
 
 
@@ -39,17 +40,11 @@ def answer_rows(prompts: Sequence[Ids], answers: Sequence[Ids]) -> list[Row]:
     ]
 
 
-def divergences(
-    policies: Policies, name: str, reference: str, rows: Sequence[Row], scorer: Callable[[Any], Scorer]
-) -> list[float]:
-    """log pi(y|x) - log ref(y|x) of each of the policy's own answers, in nats: their mean estimates KL(pi || ref).
+def divergences(logps: Sequence[float], ref_logps: Sequence[float]) -> list[float]:
+    """log pi(y|x) - log ref(y|x) of each of a policy's own answers, in nats: their mean estimates KL(pi || ref).
 
-    Both score them in the same batches, so that a policy equal to its reference has exactly 0.
+    Both must have scored them in the same batches, so that a policy equal to its reference has exactly 0.
     """
-    with policies.use(name) as model:
-        logps = [row.logp for row in scorer(model).score(rows)]
-    with policies.use(reference) as model:
-        ref_logps = [row.logp for row in scorer(model).score(rows)]
     found: list[float] = k1(torch.tensor(logps), torch.tensor(ref_logps)).tolist()
     return found
 

@@ -17,6 +17,7 @@ def register(commands: Any) -> None:
     compare.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, such as runs/alpaca-dpo")
     compare.add_argument("--html", metavar="FILE", help="write one self-contained page")
     compare.add_argument("--csv", metavar="FILE", help="write the policies as a table")
+    compare.add_argument("--votes", metavar="FILE", help="people's votes on the runs' answers, JSON lines")
     compare.add_argument("--json", action="store_true", help="print everything as JSON instead")
     compare.set_defaults(action=_compare)
 
@@ -27,7 +28,7 @@ def _compare(options: argparse.Namespace) -> int:
     from evaluation.comparison.page import comparison_page
     from evaluation.comparison.terminal import print_comparison
 
-    found = compare_runs([Path(run) for run in options.runs])
+    found = compare_runs([Path(run) for run in options.runs], Path(options.votes) if options.votes else None)
     if options.html:
         _write("--html", options.html, comparison_page(found))
     if options.csv:

@@ -32,6 +32,8 @@ _NOT_IN_KEYS: dict[str, Any] = {
     "vllm": {"url": True},
 }
 """Names of earlier stages, whose keys count instead, and what says whether or where a stage runs, not what it makes."""
+_NOT_JUDGED_BY: dict[str, Any] = {"judge": {"url", "timeout", "attempts", "parallel"}}
+"""Where a judge is asked, and how patiently, is no part of what it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,7 @@ def _reward_settings(
 
 def _evaluation_settings(recipe: Recipe, base: BaseIdentity, prints: dict[str, list[str]]) -> dict[str, Any]:
     return {
-        "evaluation": recipe.evaluation.model_dump(mode="json"),
+        "evaluation": recipe.evaluation.model_dump(mode="json", exclude=_NOT_JUDGED_BY),
         # Which stage is the reference, and which reward model the judge, depends on it.
         "order": list(recipe.stages),
         "prompts": recipe.data.prompts.model_dump(mode="json", by_alias=True),

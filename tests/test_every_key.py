@@ -81,6 +81,14 @@ CHANGES: dict[str, str] = {
     "evaluation.kl_prompts": "evaluation.kl_prompts=2",
     "evaluation.max_new_tokens": "evaluation.max_new_tokens=5",
     "evaluation.batch_size": "evaluation.batch_size=2",
+    "evaluation.best_of_n": "evaluation.best_of_n=[2, 4]",
+    "evaluation.judge": "evaluation.judge={url: 'http://a', model: m}",
+    "evaluation.judge.url": "evaluation.judge={url: 'http://b', model: m}",
+    "evaluation.judge.model": "evaluation.judge={url: 'http://a', model: n}",
+    "evaluation.judge.prompts": "evaluation.judge={url: 'http://a', model: m, prompts: 2}",
+    "evaluation.judge.timeout": "evaluation.judge={url: 'http://a', model: m, timeout: 5}",
+    "evaluation.judge.attempts": "evaluation.judge={url: 'http://a', model: m, attempts: 2}",
+    "evaluation.judge.parallel": "evaluation.judge={url: 'http://a', model: m, parallel: 1}",
     "tracking.wandb": "tracking.wandb={}",
     "tracking.wandb.project": "tracking.wandb={project: other}",
     "tracking.wandb.entity": "tracking.wandb={entity: team}",
@@ -261,6 +269,8 @@ BESIDES |= {
     "data.decontaminate.ngram": [_DIRTY_SFT, _AGAINST],
     "data.decontaminate.folder": [_DIRTY_SFT, "data.decontaminate={against: [gsm8k]}"],
 }
+for key in ("url", "model", "prompts", "timeout", "attempts", "parallel"):
+    BESIDES[f"evaluation.judge.{key}"] = ["evaluation.judge={url: 'http://a', model: m}"]
 for stage in ("sft", "reward", "ppo", "dpo"):
     BESIDES[f"stages.{stage}.precision"] = [f"stages.{stage}.precision=fp32"]
 
@@ -487,7 +497,9 @@ def _evaluation(recipe: Any, tiny_folder: Path) -> Any:
     from unittest import mock
 
     from data_prep.chat import ChatFormatter
-    from evaluation import run
+    from evaluation import measuring
+    from evaluation.judging import policies as judging
+    from evaluation.judging.win_rate import Verdict
     from evaluation.likelihood import Likelihood
     from pipeline.models.load import load_tokenizer
     from pipeline.rollouts.answers import Answer
@@ -512,20 +524,31 @@ def _evaluation(recipe: Any, tiny_folder: Path) -> Any:
         calls.append(("score", self.batch_size, len(rows)))
         return [Likelihood(-1.0, 1) for _ in rows]
 
+    def judge_all(matches: Any, endpoint: Any, cache: Any, *, parallel: int, progress: Any) -> Any:
+        asked = (endpoint.url, endpoint.model, endpoint.timeout, endpoint.attempts)
+        calls.append(("judged", len(matches), parallel, asked))
+        return [Verdict(a_first=0.5, b_first=0.5, a_length=1, b_length=1) for _ in matches]
+
     context = _context(recipe, "evaluation")
     context.base_folder = tiny_folder
+    context.ranks = SimpleNamespace(is_first=False)
     context.console = SimpleNamespace(progress=print)
     context.stop = SimpleNamespace(agreed=lambda: False)
     formatter = ChatFormatter(load_tokenizer(tiny_folder, recipe.data.chat_template))
     with (
-        mock.patch.object(run, "Policies", Stub),
-        mock.patch.object(run, "once", lambda context, name, compute: compute()),
-        mock.patch.object(run.Generator, "answers", answers),
-        mock.patch.object(run.Scorer, "score", score),
+        mock.patch.object(measuring, "Policies", Stub),
+        mock.patch.object(measuring, "once", lambda context, name, compute: compute()),
+        mock.patch.object(measuring.Generator, "answers", answers),
+        mock.patch.object(measuring.Scorer, "score", score),
+        mock.patch.object(judging, "judge_all", judge_all),
     ):
-        evaluation = run._Evaluation(context, formatter, 0, "fp32", {})
+        evaluation = measuring.Measurements(context, formatter, 0, "fp32", {})
         rows = {name: evaluation.row(name) for name in Stub.names}
-    return rows, calls
+        evaluation._scores = lambda rows, name: {"scores": [0.5 for _ in rows]}  # type: ignore[method-assign]
+        further = evaluation.reference_scores({evaluation.reference: [1.0] * len(evaluation._sampled_prompts)})
+        answers = {name: evaluation._answers(name) for name in ("base", evaluation.reference)}
+        judged = evaluation.judged(answers).figures
+    return rows, further, judged, calls
 
 
 def _tracking(recipe: Any) -> Any:

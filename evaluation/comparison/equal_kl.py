@@ -97,6 +97,8 @@ def frontiers(runs: Sequence[ComparedRun]) -> list[Frontier]:
     found = []
     for metric in METRICS:
         paths = [path for compared in runs for path in _paths(compared, metric, len(runs))]
+        if metric == "score":
+            paths += [path for compared in runs for path in _best_of_n(compared, len(runs))]
         mine = passed if metric == "score" else []
         for group in dict.fromkeys([*(path.group for path in paths), *(one.group for one in mine)]):
             within = tuple(path for path in paths if path.group == group)
@@ -140,6 +142,39 @@ def _paths(compared: ComparedRun, metric: str, runs: int) -> Iterable[PathRow]:
             spots=whole,
             band=tuple(_band(whole)),
         )
+
+
+def _best_of_n(compared: ComparedRun, runs: int) -> Iterable[PathRow]:
+    """The reference's best answers of several: a path that no training made."""
+    run = compared.run
+    start = _place(compared, run.reference, "score")
+    places = [Place(name=f"best of {best.n}", kl=best.kl_bound, value=best.score) for best in run.best_of_n]
+    if start is None or not places:
+        return
+    first = _spot(compared, run.reference, "score")
+    spots = [first, *(_best_spot(compared, first, best.n, best.kl_bound) for best in run.best_of_n)]
+    whole = tuple(spot for spot in spots if spot is not None)
+    whole = whole if len(whole) == len(places) + 1 else ()
+    yield PathRow(
+        name="best of n" if runs == 1 else f"best of n ({compared.label})",
+        run=compared.label,
+        policies=tuple(place.name for place in places),
+        group=compared.score_by,
+        reference=compared.identity(run.reference),
+        places=(start, *places),
+        spots=whole,
+        band=tuple(_band(whole)),
+    )
+
+
+def _best_spot(compared: ComparedRun, first: Spot | None, n: int, kl: float) -> Spot | None:
+    """The best of n prompt by prompt, at the bound of its KL wherever the reference was sampled."""
+    scores = iter(compared.best_of_n.get(n, ()))
+    if first is None:
+        return None
+    sampled = np.isfinite(first.value_P)
+    value = [next(scores, math.nan) if there else math.nan for there in sampled]
+    return Spot.of(np.where(sampled, kl, np.nan), value) if np.isfinite(value).any() else None
 
 
 def _place(compared: ComparedRun, policy: str, metric: str) -> Place | None:

@@ -28,6 +28,10 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "policies": [_policy(found, at) for at in range(len(found.rows))],
         "frontiers": [_frontier(one) for one in found.frontiers],
         "verdicts": [sentence.text for sentence in found.verdicts],
+        "votes": [
+            {"a": pair.a, "b": pair.b, "votes": pair.votes, "voters": pair.voters, **pair.figures}
+            for pair in found.voted
+        ],
         "notes": list(found.notes),
         "costs": [
             {"stage": cost.stage, "seconds": dict(zip(runs, cost.seconds, strict=True)),

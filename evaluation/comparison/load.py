@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class ComparedRun:
     recipe: Mapping[str, Any]
     """As resolved; empty where it could not be read."""
     sampled: tuple[Sampled, ...]
+    best_of_n: Mapping[int, Sequence[float]]
+    """n to the expected best score of each sampled prompt, in the prompts' order."""
 
     def stage(self, name: str) -> Stage | None:
         """A stage by its name."""
@@ -84,7 +87,13 @@ def _run(place: Path, label: str) -> ComparedRun:
         raise DataError(
             f"{place} holds no run (neither run.json nor results.json); name a run directory, as in runs/NAME"
         )
-    return ComparedRun(label=label, run=run, recipe=_recipe(run.recipe), sampled=tuple(_sampled(place / EVALUATION)))
+    return ComparedRun(
+        label=label,
+        run=run,
+        recipe=_recipe(run.recipe),
+        sampled=tuple(_sampled(place / EVALUATION)),
+        best_of_n=_best_of_n(place / EVALUATION),
+    )
 
 
 def _recipe(text: str) -> Mapping[str, Any]:
@@ -107,6 +116,15 @@ def _sampled(folder: Path) -> list[Sampled]:
         )
         for line in lines
     ]
+
+
+def _best_of_n(folder: Path) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for line in files.read_jsonl(folder / "best_of_n.jsonl", [], "best_of_n.jsonl"):
+        n, score = files.whole(line.get("n")), files.number(line.get("score"))
+        if n is not None:
+            found.setdefault(n, []).append(math.nan if score is None else score)
+    return found
 
 
 def conversation(turns: object) -> str:

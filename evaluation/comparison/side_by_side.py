@@ -52,9 +52,13 @@ def samples(runs: Sequence[ComparedRun], rows: Sequence[PolicyRow], most: int = 
             prompt=prompt,
             family=family,
             answers=tuple(
-                _given(row.name, answer)
+                _given(row.name, given[0])
                 for row in rows
-                if (answer := next((a for label in row.runs if (a := by_run[label].get((prompt, row.policy)))), None))
+                if (
+                    given := [
+                        by_run[run][prompt, row.policy] for run in row.runs if (prompt, row.policy) in by_run[run]
+                    ]
+                )
             ),
         )
         for family, prompt in in_turn[:most]

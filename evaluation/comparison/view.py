@@ -13,7 +13,9 @@ from evaluation.comparison.load import ComparedRun, load_runs
 from evaluation.comparison.recipes import Difference, differences
 from evaluation.comparison.rows import PolicyRow, policy_rows
 from evaluation.comparison.side_by_side import Sample, samples
+from evaluation.comparison.voting import vote_sentence, voted_on
 from evaluation.comparison.words import notes, verdicts
+from evaluation.judging.votes import VotedPair
 from evaluation.report.words import Sentence, state
 
 
@@ -32,29 +34,32 @@ class Comparison:
     """What a reader must know to read the rest rightly."""
     samples: tuple[Sample, ...]
     costs: tuple[Cost, ...]
+    voted: tuple[VotedPair, ...]
     set: EvaluationSet | None
 
 
-def compare_runs(directories: Sequence[Path]) -> Comparison:
-    """Read the runs and compare them.
+def compare_runs(directories: Sequence[Path], votes: Path | None = None) -> Comparison:
+    """Read the runs and compare them, and what people voted on their answers.
 
     Raises:
-        DataError: a folder holds no run, or two runs were evaluated on different prompts.
+        DataError: a folder holds no run, two runs were evaluated on different prompts, or votes cannot be read.
         RecipeError: a run is named twice.
     """
     runs = load_runs(directories)
     measured_on = require_one_set(runs)
     found = frontiers(runs)
     rows = policy_rows(runs)
+    voted, unknown = voted_on(runs, rows, votes)
     return Comparison(
         runs=tuple(runs),
         states=tuple(state(compared.run) for compared in runs),
         differences=tuple(differences(runs)),
         rows=tuple(rows),
         frontiers=tuple(found),
-        verdicts=tuple(verdicts(found)),
-        notes=tuple(notes(runs, rows, found)),
+        verdicts=(*verdicts(found), *map(vote_sentence, voted)),
+        notes=(*notes(runs, rows, found), *unknown),
         samples=tuple(samples(runs, rows)),
         costs=tuple(costs(runs)),
+        voted=tuple(voted),
         set=measured_on,
     )

@@ -10,6 +10,8 @@ from evaluation.comparison.rows import PolicyRow
 from evaluation.report.measures import Measure, alike, measure_named, plain
 from evaluation.report.words import Sentence
 
+LEAST_PROMPTS = 10
+"""Over fewer an interval can be a single point by chance, and shows nothing whatever it says."""
 _VALUES = {
     "score": "score by the reward model",
     "score_heldout": "score by the reward model that training did not use",
@@ -32,7 +34,7 @@ def verdict(pair: Pair) -> Sentence:
     assert pair.difference.estimate is not None and low is not None and high is not None
     unit = " points" if measure.percent else ""
     over = f" over {pair.difference.n} prompts"
-    if low <= 0 <= high:
+    if low <= 0 <= high or pair.difference.n < LEAST_PROMPTS:
         size, least, most = alike(measure, [pair.difference.estimate, low, high])
         text = f"At equal KL ({at}): no difference shown between {pair.a} and {pair.b} in {value} "
         return Sentence(text=f"{text}({pair.b} less {pair.a}: {size}{unit} [{least}, {most}]{over}).", tone="none")
@@ -71,6 +73,11 @@ def notes(runs: Sequence[ComparedRun], rows: Sequence[PolicyRow], found: Sequenc
     if still:
         stands = "stands" if len(still) == 1 else "stand"
         yield f"{_listed(still)}: {stands} so near the reference that its KL may be 0; not compared at equal KL."
+    if any(path.name.startswith("best of n") for path in paths):
+        yield (
+            "Best of n stands at the upper bound of its KL, log n - (n-1)/n: in truth it is as near or nearer, so a "
+            "method that it is ahead of there is behind it for certain."
+        )
     pairs = sum(len(one.pairs) for one in found)
     if pairs > 1:
         yield f"{pairs} comparisons at equal KL, each with a 95 % interval of its own: among many, some miss by chance."

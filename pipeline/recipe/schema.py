@@ -14,7 +14,7 @@ from pipeline.recipe.cleaning_settings import CleanSettings, DecontaminateSettin
 from pipeline.recipe.settings import Fraction, PositiveFloat, PositiveInt, Settings, StageName
 from pipeline.recipe.stage_settings import AnyStage
 
-EvaluationTask = Literal["perplexity", "preference", "kl", "rules", "score"]
+EvaluationTask = Literal["perplexity", "preference", "kl", "rules", "score", "overlap"]
 
 
 class AdapterSettings(Settings):
@@ -114,17 +114,40 @@ class DataSettings(Settings):
     )
 
 
+class JudgeSettings(Settings):
+    """A language model that compares every policy's answers with the reference's, in both orders.
+
+    Its key is never written here: it is read from the environment variable TRIVET_JUDGE_KEY.
+    """
+
+    url: str = Field(
+        pattern=r"^https?://",
+        description="OpenAI-compatible endpoint up to `/chat/completions`: http://127.0.0.1:8000/v1",
+    )
+    model: str = Field(min_length=1, description="The model, as the endpoint calls it.")
+    prompts: PositiveInt = Field(100, description="Judge the answers to so many of evaluation.prompts, in both orders.")
+    timeout: PositiveFloat = Field(60.0, description="Seconds to wait for a reply.")
+    attempts: PositiveInt = Field(6, description="So often a question is put before giving up, with growing pauses.")
+    parallel: Annotated[int, Field(ge=1, le=64)] = Field(4, description="Questions put at the same time.")
+
+
 class EvaluationSettings(Settings):
     """What is measured at the end, on held-out rows, for the base model and every stage's policy."""
 
     tasks: tuple[EvaluationTask, ...] = Field(
         ("perplexity", "preference", "kl", "rules", "score"),
-        description="What to measure; an empty list skips evaluation. score: by the recipe's last reward model.",
+        description="What to measure; an empty list skips evaluation. score: by the recipe's last reward model. "
+        "overlap: BLEU, chrF and ROUGE-L where the data has good answers; needs the extra `eval`.",
     )
     prompts: PositiveInt = Field(150, description="Held-out prompts answered greedily and scored by rule.")
     kl_prompts: PositiveInt = Field(48, description="Held-out prompts answered by sampling, for the KL estimate.")
     max_new_tokens: PositiveInt = Field(64, description="Longest answer.")
     batch_size: PositiveInt = Field(16, description="Prompts per generated batch and rows per scored batch.")
+    best_of_n: tuple[Annotated[int, Field(ge=2, le=256)], ...] = Field(
+        (),
+        description="Score the best of so many answers of the reference too, such as [2, 4, 8]. Off unless written.",
+    )
+    judge: JudgeSettings | None = Field(None, description="A language model as judge; off unless written.")
 
 
 class WandbSettings(Settings):

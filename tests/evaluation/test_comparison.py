@@ -106,8 +106,12 @@ def test_at_equal_kl_the_nearer_policy_is_ahead_although_its_score_is_lower(two)
     assert found.verdicts[0].tone == "better" and "ppo (near) is better than dpo (far) by 0." in found.verdicts[0].text
 
 
-def made_up(estimate, low, high):
-    interval = Interval(estimate=estimate, low=low, high=high, n=50)
+def test_few_prompts_show_nothing_whatever_their_interval_says():
+    assert verdict(made_up(0.5, 0.5, 0.5, n=9)).tone == "none" and verdict(made_up(0.5, 0.5, 0.5)).tone == "better"
+
+
+def made_up(estimate, low, high, n=50):
+    interval = Interval(estimate=estimate, low=low, high=high, n=n)
     return Pair(
         metric="score", a="A", b="B", kl=2.0, value_a=1.0, value_b=1.0 + estimate, difference=interval,
         same_reference=True,
@@ -235,6 +239,34 @@ def test_the_terminal_shows_recipes_policies_and_verdict(two):
     for part in ("stages.dpo.kind", "ppo (near)", "is better than", "10.5 s"):
         assert part in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def voting(tmp_path, choices):
+    """Votes between what DPO said (the same text everywhere) and what SFT said."""
+    path = tmp_path / "votes.jsonl"
+    lines = [
+        {"prompt": f"question {at} ", "answer_a": f"sft says {at}", "answer_b": XSS, "choice": choice, "who": "kim"}
+        for at, choice in enumerate(choices)
+    ]
+    lines.append(
+        {"prompt": "question 0 ", "answer_a": "nobody said this", "answer_b": XSS, "choice": "a", "who": "lee"}
+    )
+    write_lines(path, lines)
+    return path
+
+
+def test_votes_of_people_stand_beside_the_rest(two, tmp_path):
+    found = compare_runs(two[1:], voting(tmp_path, ["b"] * 18 + ["a", "tie"]))
+    (pair,) = found.voted
+    assert (pair.a, pair.b) == ("sft", "dpo") and pair.figures["win_rate"] == pytest.approx(18.5 / 20)
+    assert "Votes: dpo is preferred to sft" in found.verdicts[-1].text and found.verdicts[-1].tone == "better"
+    assert "1 vote is on answers that none of these policies gave." in found.notes
+    told = json.loads(json.dumps(as_json(found)))
+    assert told["votes"][0]["win_rate_n"] == 20 and told["votes"][0]["voters"] == 1
+    even = compare_runs(two[1:], voting(tmp_path, ["a", "b"] * 5))
+    assert "no preference shown" in even.verdicts[-1].text and even.verdicts[-1].tone == "none"
+    few = compare_runs(two[1:], voting(tmp_path, ["b"] * 3))
+    assert few.verdicts[-1].tone == "none", "three votes that agree are an interval of one point, and no finding"
 
 
 def command(*arguments):

@@ -12,9 +12,9 @@ import torch
 
 from data_prep.build import prompt_hashes, prompts
 from data_prep.chat import ChatFormatter
+from evaluation import measuring, sampled
 from evaluation import policies as policies_module
 from evaluation import run as evaluation
-from evaluation import sampled
 from evaluation.policies import Policies
 from pipeline.console import Console
 from pipeline.context import StageContext
@@ -115,7 +115,7 @@ def sampled_rows(context):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampled, "answer_rows", keep)
-        again = evaluation._Evaluation(context, formatter(context), 0, "fp32", dict(context.parents))
+        again = measuring.Measurements(context, formatter(context), 0, "fp32", dict(context.parents))
         for name in again.policies.names:
             again._sampled(name)
     return seen
@@ -200,7 +200,7 @@ def test_answers_are_sampled_once_for_both_measures_and_kept(context_of, monkeyp
     monkeypatch.setattr(sampled, "draw", lambda *arguments: drawn.append(1) or draw(*arguments))
     first = evaluation.run(context).metrics
     assert len(drawn) == 4, "once per policy, the reference included"
-    monkeypatch.setattr(evaluation, "Policies", lambda *arguments: SimpleNamespace(names=[*first["policies"]]))
+    monkeypatch.setattr(measuring, "Policies", lambda *arguments: SimpleNamespace(names=[*first["policies"]]))
     assert evaluation.run(context).metrics == first, "a repeated attempt computes nothing"
 
 
@@ -227,10 +227,10 @@ def test_each_task_alone(context_of):
 def test_prompts_that_a_reward_model_was_trained_on_judge_nobody(context_of, parents):
     context = context_of()
     held_out = prompts(context.recipe.data).held_out
-    before = len(evaluation._Evaluation(context, formatter(context), 0, "fp32", dict(context.parents))._chosen)
+    before = len(measuring.Measurements(context, formatter(context), 0, "fp32", dict(context.parents))._chosen)
     seen = [prompt for prompt in held_out if prompt.check is not None][:2]
     (parents["reward"].path / "train_prompts.txt").write_text("\n".join(prompt_hashes(seen)))
-    left = evaluation._Evaluation(context, formatter(context), 0, "fp32", dict(context.parents))._chosen
+    left = measuring.Measurements(context, formatter(context), 0, "fp32", dict(context.parents))._chosen
     assert not {id(p) for p in seen} & {id(p) for p, _ in left}
     assert before == 6 and len(left) <= 6
 

@@ -278,7 +278,7 @@ FLAGS = {
     },
     "plan": {"-h", "--help", "recipe", "--set", "--reward", "--output-dir", "--store", "--json"},
     "schema": {"-h", "--help"},
-    "compare": {"-h", "--help", "runs", "--html", "--csv", "--json"},
+    "compare": {"-h", "--help", "runs", "--html", "--csv", "--votes", "--json"},
     "data": {"-h", "--help"},
     "data inspect": {
         "-h", "--help", "recipe", "--set", "--stage", "--row", "--rows", "--ids", "--html", "--json",
