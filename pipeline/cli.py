@@ -1,4 +1,4 @@
-"""The command line: `trivet run`, `plan`, `data`, `compare`, `schema`. Light until there is work to do."""
+"""The command line: `trivet run`, `plan`, `data`, `compare`, `push`, `schema`. Light until there is work to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline import comparing, data_inspection
+from pipeline import comparing, data_inspection, pushing
 from pipeline.console import Console, terminal_console
 from pipeline.errors import BusyError, PreemptedError, RecipeError, TrivetError
 
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="look at data before training on it")
     data_inspection.register(data.add_subparsers(dest="data_command", required=True, metavar="COMMAND"))
     comparing.register(commands)
+    pushing.register(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(action=_schema)
     return parser

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evaluation.comparison.load import ComparedRun
 from evaluation.comparison.rows import PolicyRow
+from evaluation.comparison.words import LEAST_PROMPTS
 from evaluation.judging.votes import VotedPair, read_votes, voted_pairs
 from evaluation.report.answers import Prompt
 from evaluation.report.measures import alike, measure_named
@@ -39,10 +40,9 @@ def vote_sentence(pair: VotedPair) -> Sentence:
     size, low, high = alike(measure, [pair.figures["win_rate"], *bounds])
     voters = "1 person" if pair.voters == 1 else f"{pair.voters} people"
     over = f"{size} % of {pair.figures['win_rate_n']} prompts [{low}, {high}], ties as halves, {voters}"
-    if bounds[0] <= 0.5 <= bounds[1]:
-        return Sentence(
-            text=f"Votes: no preference shown between {pair.a} and {pair.b} ({pair.b} wins {over}).", tone="none"
-        )
+    if bounds[0] <= 0.5 <= bounds[1] or pair.figures["win_rate_n"] < LEAST_PROMPTS:
+        text = f"Votes: no preference shown between {pair.a} and {pair.b} ({pair.b} wins {over})."
+        return Sentence(text=text, tone="none")
     ahead = f"{pair.b} is preferred to {pair.a}" if bounds[0] > 0.5 else f"{pair.a} is preferred to {pair.b}"
     return Sentence(text=f"Votes: {ahead} ({pair.b} wins {over}).", tone="better")
 

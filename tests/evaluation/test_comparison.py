@@ -248,9 +248,7 @@ def voting(tmp_path, choices):
         {"prompt": f"question {at} ", "answer_a": f"sft says {at}", "answer_b": XSS, "choice": choice, "who": "kim"}
         for at, choice in enumerate(choices)
     ]
-    lines.append(
-        {"prompt": "question 0 ", "answer_a": "nobody said this", "answer_b": XSS, "choice": "a", "who": "lee"}
-    )
+    lines.append({**lines[0], "answer_a": "nobody said this", "who": "lee"})
     write_lines(path, lines)
     return path
 

@@ -278,6 +278,7 @@ FLAGS = {
     },
     "plan": {"-h", "--help", "recipe", "--set", "--reward", "--output-dir", "--store", "--json"},
     "schema": {"-h", "--help"},
+    "push": {"-h", "--help", "run", "--project", "--entity", "--json"},
     "compare": {"-h", "--help", "runs", "--html", "--csv", "--votes", "--json"},
     "data": {"-h", "--help"},
     "data inspect": {
