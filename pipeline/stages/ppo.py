@@ -262,6 +262,8 @@ def _log_measurement(context: StageContext, progress: Progress, found: Measureme
         "score": found.score, "kl_seq": found.kl, "objective": found.objective, "eos_rate": found.eos_rate,
         "len_mean": found.response_tokens,
     }  # fmt: skip
+    if found.rule_accuracy is not None:
+        values["rule_accuracy"] = found.rule_accuracy
     progress.measured.append({"rollout": found.rollout, **values})
     if context.ranks.is_first:
         context.tracker.log(found.rollout, "eval", values)
