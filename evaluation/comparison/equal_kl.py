@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
-
 from evaluation import frontier
-from evaluation.comparison.load import ComparedRun, Sampled
+from evaluation.comparison.load import ComparedRun
+from evaluation.comparison.spots import best_spot, spot_of
 from evaluation.frontier import Spot
 from evaluation.intervals import Interval
-from evaluation.report.answers import Answer
 from evaluation.report.files import number
 from evaluation.report.load import Stage
 
-METRICS = ("score_heldout", "score", "rule_accuracy", "win_rate")
-"""What may stand on the frontier, the most trustworthy first."""
+METRICS = ("score", "rule_accuracy")
+"""What stands on the frontier: what was trained on, and what was not."""
 _BAND_POINTS = 25
 _MOST_PATHS = 8
 """Beyond so many paths not every pair is compared: 28 intervals are as many as anyone can read."""
@@ -129,14 +127,14 @@ def _paths(compared: ComparedRun, metric: str, runs: int) -> Iterable[PathRow]:
         places = sorted((p for name in policies if (p := _place(compared, name, metric))), key=lambda place: place.kl)
         if start is None or not places:
             continue
-        spots = tuple(spot for place in (start, *places) if (spot := _spot(compared, place.name, metric)) is not None)
+        spots = tuple(spot for place in (start, *places) if (spot := spot_of(compared, place.name, metric)) is not None)
         whole = spots if len(spots) == len(places) + 1 else ()
         name = policies[0] if len(policies) == 1 else kind
         yield PathRow(
             name=name if runs == 1 else f"{name} ({compared.label})",
             run=compared.label,
             policies=tuple(place.name for place in places),
-            group=compared.score_by if metric.startswith("score") else "",
+            group=compared.score_by if metric == "score" else "",
             reference=compared.identity(run.reference),
             places=(start, *places),
             spots=whole,
@@ -151,9 +149,8 @@ def _best_of_n(compared: ComparedRun, runs: int) -> Iterable[PathRow]:
     places = [Place(name=f"best of {best.n}", kl=best.kl_bound, value=best.score) for best in run.best_of_n]
     if start is None or not places:
         return
-    first = _spot(compared, run.reference, "score")
-    spots = [first, *(_best_spot(compared, first, best.n, best.kl_bound) for best in run.best_of_n)]
-    whole = tuple(spot for spot in spots if spot is not None)
+    bests = [best_spot(compared, best.n, best.kl_bound) for best in run.best_of_n]
+    whole = tuple(spot for spot in (spot_of(compared, run.reference, "score"), *bests) if spot is not None)
     whole = whole if len(whole) == len(places) + 1 else ()
     yield PathRow(
         name="best of n" if runs == 1 else f"best of n ({compared.label})",
@@ -167,48 +164,10 @@ def _best_of_n(compared: ComparedRun, runs: int) -> Iterable[PathRow]:
     )
 
 
-def _best_spot(compared: ComparedRun, first: Spot | None, n: int, kl: float) -> Spot | None:
-    """The best of n prompt by prompt, at the bound of its KL wherever the reference was sampled."""
-    scores = iter(compared.best_of_n.get(n, ()))
-    if first is None:
-        return None
-    sampled = np.isfinite(first.value_P)
-    value = [next(scores, math.nan) if there else math.nan for there in sampled]
-    return Spot.of(np.where(sampled, kl, np.nan), value) if np.isfinite(value).any() else None
-
-
 def _place(compared: ComparedRun, policy: str, metric: str) -> Place | None:
     row = compared.run.policies.get(policy, {})
     kl, value = number(row.get("kl_to_reference")), number(row.get(metric))
     return None if kl is None or value is None else Place(name=policy, kl=kl, value=value)
-
-
-def _spot(compared: ComparedRun, policy: str, metric: str) -> Spot | None:
-    """The policy prompt by prompt: every prompt that any of the run's policies answered, always in the same order."""
-    sampled: Mapping[str, Sampled] = {row.prompt: row for row in compared.sampled if row.policy == policy}
-    greedy: Mapping[str, Answer] = {_text(row): row for row in compared.run.answers if row.policy == policy}
-    prompts = dict.fromkeys([*greedy, *sampled])
-    kl = [_figure(sampled.get(prompt), "kl") for prompt in prompts]
-    if metric == "rule_accuracy":
-        value = [_right(greedy.get(prompt)) for prompt in prompts]
-    else:
-        value = [_figure(sampled.get(prompt), metric) for prompt in prompts]
-    if not (np.isfinite(kl).any() and np.isfinite(value).any()):
-        return None
-    return Spot.of(kl, value)
-
-
-def _figure(row: Sampled | None, name: str) -> float:
-    value = None if row is None else row.figures.get(name)
-    return math.nan if value is None else value
-
-
-def _right(row: Answer | None) -> float:
-    return math.nan if row is None or row.correct is None else float(row.correct)
-
-
-def _text(row: Answer) -> str:
-    return "\n".join(f"{role}: {content}" for role, content in row.prompt)
 
 
 def _band(spots: Sequence[Spot]) -> Iterable[tuple[float, float, float]]:

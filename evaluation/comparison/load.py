@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ BASE = "base"
 class Sampled:
     """One line of `sampled.jsonl`: a policy's sampled answer to one prompt and what was measured of it."""
 
+    prompt_id: str
     prompt: str
-    """The whole conversation, as one text: what tells one prompt from another."""
+    """The whole conversation, as one text."""
     policy: str
     response: str
     figures: Mapping[str, float | None]
@@ -39,8 +39,8 @@ class ComparedRun:
     recipe: Mapping[str, Any]
     """As resolved; empty where it could not be read."""
     sampled: tuple[Sampled, ...]
-    best_of_n: Mapping[int, Sequence[float]]
-    """n to the expected best score of each sampled prompt, in the prompts' order."""
+    best_of_n: Mapping[int, Mapping[str, float | None]]
+    """n to prompt id to the expected best score."""
 
     def stage(self, name: str) -> Stage | None:
         """A stage by its name."""
@@ -109,6 +109,7 @@ def _sampled(folder: Path) -> list[Sampled]:
     told = {"prompt_id", "policy", "prompt", "response", "tokens", "eos"}
     return [
         Sampled(
+            prompt_id=files.text(line.get("prompt_id")),
             prompt=conversation(line.get("prompt")),
             policy=files.text(line.get("policy")),
             response=files.text(line.get("response")),
@@ -118,12 +119,12 @@ def _sampled(folder: Path) -> list[Sampled]:
     ]
 
 
-def _best_of_n(folder: Path) -> dict[int, list[float]]:
-    found: dict[int, list[float]] = {}
+def _best_of_n(folder: Path) -> dict[int, dict[str, float | None]]:
+    found: dict[int, dict[str, float | None]] = {}
     for line in files.read_jsonl(folder / "best_of_n.jsonl", [], "best_of_n.jsonl"):
-        n, score = files.whole(line.get("n")), files.number(line.get("score"))
+        n = files.whole(line.get("n"))
         if n is not None:
-            found.setdefault(n, []).append(math.nan if score is None else score)
+            found.setdefault(n, {})[files.text(line.get("prompt_id"))] = files.number(line.get("score"))
     return found
 
 

@@ -14,9 +14,7 @@ LEAST_PROMPTS = 10
 """Over fewer an interval can be a single point by chance, and shows nothing whatever it says."""
 _VALUES = {
     "score": "score by the reward model",
-    "score_heldout": "score by the reward model that training did not use",
     "rule_accuracy": "held-out prompts answered right",
-    "win_rate": "wins against the reference",
 }
 
 
@@ -75,8 +73,8 @@ def notes(runs: Sequence[ComparedRun], rows: Sequence[PolicyRow], found: Sequenc
         yield f"{_listed(still)}: {stands} so near the reference that its KL may be 0; not compared at equal KL."
     if any(path.name.startswith("best of n") for path in paths):
         yield (
-            "Best of n stands at the upper bound of its KL, log n - (n-1)/n: in truth it is as near or nearer, so a "
-            "method that it is ahead of there is behind it for certain."
+            "Best of n stands at the upper bound of its KL, log n - (n-1)/n: in truth it is as near or nearer, which "
+            "makes the comparison unfavourable to it."
         )
     pairs = sum(len(one.pairs) for one in found)
     if pairs > 1:

@@ -17,6 +17,7 @@ from rich.text import Text
 from evaluation.report.load import Run, load_run
 from evaluation.report.measures import Cell, Measure, cell, figures, measured
 from evaluation.report.outcomes import outcome_of
+from evaluation.report.watched import watched
 from evaluation.report.words import Sentence, findings, state
 
 STYLES = {"better": "green", "worse": "red", "unsure": "yellow", "running": "yellow", "failed": "bold red"}
@@ -57,6 +58,8 @@ def _sentences(run: Run) -> Iterator[Sentence]:
     for stage in run.stages:
         if (stage.kind in ("reward", "ppo") or not outcomes) and (told := outcome_of(stage)):
             yield Sentence(text=f"{stage.name}: {told}", tone="plain")
+        if stage.kind == "ppo" and (seen := watched(stage)) and seen.turned:
+            yield Sentence(text=f"{stage.name}: {seen.told}", tone="worse")
 
 
 def _tables(run: Run, console: Console) -> list[Table]:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from synthetic_run import XSS, write, write_lines
 
+from evaluation.best_of_n import kl_bound
 from evaluation.comparison import compare_runs
 from evaluation.comparison.equal_kl import Pair
 from evaluation.comparison.exports import as_csv, as_json
@@ -203,6 +204,32 @@ def test_several_policies_of_one_kind_are_one_path(tmp_path):
     write(run / "results.json", results)
     (path,) = compare_runs([run]).frontiers[0].paths
     assert path.policies == ("ppo_b", "ppo") and path.name == "ppo", "by divergence, the reference first"
+
+
+def test_best_of_n_stands_beside_what_was_trained(tmp_path):
+    """Planted: the best of 8 at its bound of 1.2 nats is far above a PPO policy that bought next to nothing."""
+    run = write_compared(tmp_path / "one", slope=0.1, kl=4)
+    results = json.loads((run / "results.json").read_text())
+    best = {"n": 8, "kl_bound": kl_bound(8), "score": 2.0, "score_ci95": [1.8, 2.2], "score_n": PROMPTS}
+    results["evaluation"]["best_of_n"] = [best]
+    write(run / "results.json", results)
+    lines = [{"prompt_id": at, "n": 8, "kl": kl_bound(8), "score": 2.0 + at % 2 / 10} for at in range(PROMPTS)]
+    write_lines(run / "evaluation" / "best_of_n.jsonl", lines)
+    found = compare_runs([run])
+    (pair,) = pairs(found)
+    assert (pair.a, pair.b) == ("ppo", "best of n") and pair.kl == pytest.approx(kl_bound(8))
+    assert pair.value_b == pytest.approx(2.05) and "best of n is better than ppo" in found.verdicts[0].text
+    assert any("upper bound of its KL" in note for note in found.notes)
+    assert "best of n" in comparison_page(found)
+
+
+def test_two_prompts_of_one_text_stay_two(tmp_path):
+    """Held-out prompts may be alike word for word; they are told apart by their place."""
+    run = write_compared(tmp_path / "one", slope=1, kl=4)
+    for name in ("answers.jsonl", "sampled.jsonl"):
+        path = run / "evaluation" / name
+        path.write_text(path.read_text().replace("question 1 ", "question 0 "))
+    assert compare_runs([run]).frontiers[0].paths[0].spots[0].kl_P.size == PROMPTS
 
 
 def test_recipes_are_compared_key_by_key(tmp_path, two):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 from synthetic_run import write, write_lines
 
 from benchmarks.overoptimisation import simulate, trial
 from evaluation.overoptimisation import LEAST, watch
 from evaluation.report.load import load_run
 from evaluation.report.page import render
+from evaluation.report.terminal import print_summary
 from evaluation.report.watched import watched
 
 
@@ -90,6 +94,9 @@ def test_the_report_says_it_with_the_rollout(tmp_path):
     assert found.turned and "turned near rollout 30, at 2.2" in found.told
     assert "the training reward still rises, but the share of held-out prompts answered right turned" in found.told
     assert found.told in render(run)
+    out = io.StringIO()
+    print_summary(run.directory, Console(file=out, width=1000, highlight=False))
+    assert f"ppo: {found.told}" in out.getvalue()
 
 
 def test_the_report_says_when_nothing_is_shown_or_too_little_was_measured(tmp_path):
