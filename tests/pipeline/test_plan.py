@@ -112,6 +112,8 @@ EDITS = {
     "held out of both sets": (replace("limit: 8}], ", "limit: 8}], eval_fraction: 0.2, "), ALL),
     "evaluation.prompts": (replace("prompts: 8", "prompts: 9"), LAST),
     "evaluation.max_new_tokens": (replace("max_new_tokens: 8", "max_new_tokens: 9"), LAST),
+    "evaluation.best_of_n": (replace("{prompts: 8", "{best_of_n: [2], prompts: 8"), LAST),
+    "evaluation.judge": (replace("{prompts: 8", "{judge: {url: http://a, model: m}, prompts: 8"), LAST),
     "prompts of evaluation": (replace("  chat_template", "  prompts: {from: sft}\n  chat_template"), LAST),
     "length of evaluation's prompts": (
         replace("  chat_template", "  prompts: {max_prompt_length: 9}\n  chat_template"),
@@ -130,6 +132,16 @@ def test_an_edit_reruns_exactly_what_it_touches(here, edit):
         assert decision.reason in {
             "finished earlier", "its settings or data changed", "sft changed", "dpo changed", "sft, dpo changed",
         }  # fmt: skip
+
+
+def test_where_a_judge_is_asked_is_no_part_of_what_it_says(here):
+    def judged(**changes):
+        judge = {"url": "http://a", "model": "m", "timeout": 5, "attempts": 2, "parallel": 1, **changes}
+        return keys(here, TEXT, f"evaluation.judge={json.dumps(judge)}")["evaluation"]
+
+    for change in ({"url": "http://b"}, {"timeout": 9}, {"attempts": 3}, {"parallel": 2}):
+        assert judged(**change) == judged()
+    assert judged(model="n") != judged() and judged(prompts=7) != judged()
 
 
 def test_a_command_line_change_is_an_edit_like_any_other(here):
