@@ -24,6 +24,12 @@ class FrontierChart:
     title: str
     svg: Markup
     legend: tuple[Legend, ...]
+    beyond: str
+    """Policies so far away that drawing them would squeeze all others."""
+
+
+_FAR = 1.5
+"""A policy that no path leads to is drawn up to this many times as far out as the furthest that one does."""
 
 
 def frontier_charts(found: Sequence[Frontier]) -> list[FrontierChart]:
@@ -50,6 +56,14 @@ def _chart(found: Frontier, colours: dict[str, str]) -> FrontierChart:
         Band(style=colours[path.name], points=tuple((x, scale * low, scale * high) for x, low, high in path.band))
         for path in found.paths
     ]
+    furthest = max((_root(place.kl) for path in found.paths for place in path.places), default=0.0) * _FAR
+    near = [place for place in found.others if _root(place.kl) <= furthest or not found.paths]
+    beside = Series(
+        label=", ".join(place.name for place in near), style="apart", joined=False,
+        points=tuple((_root(place.kl), scale * place.value) for place in near),
+        hints=tuple(f"{p.name}: {figures(measure, p.value)[0]} at {plain(p.kl)} nats" for p in near),
+    )  # fmt: skip
+    lines += [beside] if near else []
     svg = line_chart(
         f"{measure.label} against the square root of the KL", [*lines, *way], x_label="square root of the KL, in nats",
         y_label=value_label(measure), steps=False, x_range=(0.0,), marks=list(_marks(found, scale)), bands=bands,
@@ -57,6 +71,11 @@ def _chart(found: Frontier, colours: dict[str, str]) -> FrontierChart:
     return FrontierChart(
         title=f"Score by the reward model of {found.group}" if found.group else measure.label,
         svg=svg,
+        beyond="; ".join(
+            f"{place.name}: {figures(measure, place.value)[0]} at {plain(place.kl)} nats"
+            for place in found.others
+            if place not in near
+        ),
         legend=tuple(Legend(label=line.label, style=line.style, last="") for line in [*lines, *way]),
     )
 

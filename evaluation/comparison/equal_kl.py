@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from evaluation import frontier
@@ -85,6 +85,8 @@ class Frontier:
     group: str
     """Label of the run whose reward model scored; empty where no reward model is involved."""
     paths: tuple[PathRow, ...]
+    others: tuple[Place, ...]
+    """Policies that no path leads to, such as the base model."""
     passed: tuple[Passed, ...]
     pairs: tuple[Pair, ...]
 
@@ -101,8 +103,16 @@ def frontiers(runs: Sequence[ComparedRun]) -> list[Frontier]:
         for group in dict.fromkeys([*(path.group for path in paths), *(one.group for one in mine)]):
             within = tuple(path for path in paths if path.group == group)
             way = tuple(one for one in mine if one.group == group)
-            pairs = tuple(_pairs(metric, within))
-            found.append(Frontier(metric=metric, group=_owner(runs, group), paths=within, passed=way, pairs=pairs))
+            found.append(
+                Frontier(
+                    metric=metric,
+                    group=_owner(runs, group),
+                    paths=within,
+                    others=tuple(_others(runs, metric, group)),
+                    passed=way,
+                    pairs=tuple(_pairs(metric, within)),
+                )
+            )
     return found
 
 
@@ -140,6 +150,21 @@ def _paths(compared: ComparedRun, metric: str, runs: int) -> Iterable[PathRow]:
             spots=whole,
             band=tuple(_band(whole)),
         )
+
+
+def _others(runs: Sequence[ComparedRun], metric: str, group: str) -> Iterable[Place]:
+    """What stands beside the paths; a policy that several runs share once."""
+    seen: set[tuple[str, str]] = set()
+    for compared in runs:
+        if metric == "score" and compared.score_by != group:
+            continue
+        for policy in compared.run.policies:
+            stage, key = compared.stage(policy), (compared.identity(policy), compared.identity(compared.run.reference))
+            on_a_path = policy == compared.run.reference or (stage is not None and stage.kind in ("dpo", "ppo"))
+            place = None if on_a_path or key in seen else _place(compared, policy, metric)
+            if place is not None:
+                seen.add(key)
+                yield place if len(runs) == 1 else replace(place, name=f"{policy} ({compared.label})")
 
 
 def _best_of_n(compared: ComparedRun, runs: int) -> Iterable[PathRow]:

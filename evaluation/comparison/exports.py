@@ -83,6 +83,7 @@ def _frontier(one: Frontier) -> dict[str, Any]:
             }
             for path in one.paths
         ],
+        "other_policies": [{"name": p.name, "kl": p.kl, "value": p.value} for p in one.others],
         "while_training": [
             {"name": p.name, "points": [{"rollout": r, "kl": kl, "score": value} for r, kl, value in p.points]}
             for p in one.passed

@@ -223,6 +223,15 @@ def test_best_of_n_stands_beside_what_was_trained(tmp_path):
     assert "best of n" in comparison_page(found)
 
 
+def test_every_policy_is_on_the_frontier_or_said_to_be_beyond_it(two, tmp_path):
+    found = compare_runs(two)
+    score, rules = found.frontiers
+    assert [place.name for place in score.others] == [place.name for place in rules.others] == ["base (near)"]
+    near = comparison_page(compare_runs([write_compared(tmp_path / "close", slope=0.1, kl=1.0, seed=8)]))
+    assert "Beyond the right edge: base: " in near and 'class="dot apart"' not in near
+    assert 'class="dot apart"' in comparison_page(found), "DPO went as far, so the base model is drawn"
+
+
 def test_two_prompts_of_one_text_stay_two(tmp_path):
     """Held-out prompts may be alike word for word; they are told apart by their place."""
     run = write_compared(tmp_path / "one", slope=1, kl=4)
