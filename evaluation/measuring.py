@@ -25,7 +25,7 @@ from evaluation.measures import (
     preference_row,
     rule_row,
 )
-from evaluation.overlap import overlap_row
+from evaluation.overlap import overlap_row, require_libraries
 from evaluation.policies import Policies
 from evaluation.scores import RewardScorer
 from evaluation.text_measures import entropy, sampled_row
@@ -61,6 +61,8 @@ class Measurements:
         self._artefacts = artefacts
         self._seen = seen_prompts(artefacts)
         self._tasks = set(context.recipe.evaluation.tasks)
+        if "overlap" in self._tasks:
+            require_libraries()
         self.policies = Policies(artefacts, context.base_folder, context.recipe.model, precision)
         self.reference = reference_policy(context.recipe)
         self.judge = judge(context.recipe)
@@ -111,14 +113,16 @@ class Measurements:
         if settings is None or not answers:
             return Judged({})
         texts = {name: [answer.text for answer in found] for name, found in answers.items()}
-        kept = self._kept(
-            "judged",
-            self.reference,
-            lambda reference: from_first_rank(
-                lambda: as_plain(judge_policies(settings, self.prompts, texts, reference, self._progress))
-            ),
-        )
-        found = from_plain(kept)
+
+        def compute(name: str) -> dict[str, Any]:
+            # One policy at a time: the other ranks wait, and must not wait too long at once.
+            pair = {self.reference: texts[self.reference], name: texts[name]}
+            return from_first_rank(
+                lambda: as_plain(judge_policies(settings, self.prompts, pair, self.reference, self._progress))
+            )
+
+        kept = [self._kept(f"judged-{name}", name, compute) for name in texts if name != self.reference]
+        found = from_plain({name: value for part in kept for name, value in part.items()})
         if self._context.ranks.is_first:
             write_judged(self._context.folder, found, self.prompts, texts, self.reference, settings.model)
         return found
@@ -156,19 +160,22 @@ class Measurements:
         most = max(self._recipe.evaluation.best_of_n, default=0)
         if not most or not scores:
             return []
+        prompts, numbers = [ids for _, ids in self._sampled_prompts], range(1, most)
+        # First all answers, then all scores: policy and reward model may not both fit in memory.
+        drawn = [self._kept(f"further-{n}", self.reference, partial(self._further, n))["answers"] for n in numbers]
         further = [
-            self._kept(f"further-{number}", self.reference, partial(self._further, number))["scores"]
-            for number in range(1, most)
+            self._kept(f"further-score-{n}", self.reference, partial(self._scores, sampled.answer_rows(prompts, found)))
+            for n, found in zip(numbers, drawn, strict=True)
         ]
-        return [list(found) for found in zip(scores[self.reference], *further, strict=True)]
+        columns = [scores[self.reference], *(found["scores"] for found in further)]
+        return [list(found) for found in zip(*columns, strict=True)]
 
     def _further(self, number: int, name: str) -> dict[str, Any]:
-        """Another answer of a policy to every prompt, scored."""
+        """Another answer of a policy to every prompt."""
         prompts, longest = [ids for _, ids in self._sampled_prompts], self._recipe.evaluation.max_new_tokens
         task = self._progress(f"answers {number + 1} of {name}")
         with self.policies.use(name) as model:
-            answers = sampled.draw(self._generator(model), prompts, longest, task, seed=number)
-        return self._scores(sampled.answer_rows(prompts, answers), name)
+            return {"answers": sampled.draw(self._generator(model), prompts, longest, task, seed=number)}
 
     @cached_property
     def _held_out(self) -> list[EncodedDemonstration]:

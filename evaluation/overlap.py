@@ -29,15 +29,11 @@ def overlap_row(answers: Sequence[str], references: Sequence[str | None]) -> dic
     if not known:
         return {}
     found, good = [answer for answer, _ in known], [reference for _, reference in known]
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-        from sacrebleu.metrics.bleu import BLEU
-        from sacrebleu.metrics.chrf import CHRF
-    except ImportError as error:
-        raise TrivetError(
-            f"evaluation.tasks: overlap needs {error.name}, which is not installed; `pip install -e '.[eval]' -c "
-            "constraints.txt` brings it, or take overlap out of the list"
-        ) from error
+    require_libraries()
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
     # Chinese has no spaces: its characters are counted one by one, everything else as in the usual 13a.
     bleu = BLEU(tokenize="zh" if re.search(f"[{_CJK}]", "".join(good)) else "13a")
     scorer = RougeScorer(["rougeL"], tokenizer=_Words())
@@ -48,6 +44,22 @@ def overlap_row(answers: Sequence[str], references: Sequence[str | None]) -> dic
         "rouge_l": sum(rouge) / len(rouge),
         "overlap_n": len(known),
     }
+
+
+def require_libraries() -> None:
+    """Say early that the extra is missing, before any answer has been generated.
+
+    Raises:
+        TrivetError: naming what is not installed and what to type.
+    """
+    try:
+        import rouge_score  # noqa: F401
+        import sacrebleu  # noqa: F401
+    except ImportError as error:
+        raise TrivetError(
+            f"evaluation.tasks: overlap needs {error.name}, which is not installed; `pip install -e '.[eval]' -c "
+            "constraints.txt` brings it, or take overlap out of the list"
+        ) from error
 
 
 class _Words:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
+import subprocess
 import sys
 import types
 
 import pytest
 
 from pipeline.cli import main
+from pipeline.runtime import ROOT
 from pipeline.tracking import WandbMirror
 
 
@@ -154,27 +158,43 @@ def test_what_is_no_run_is_refused(tmp_path, wandb, run, capsys):
     assert push(run) == 65 and "no stage of this run has logged anything yet" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_the_real_library_offline_holds_each_step_once(run, monkeypatch):
-    """wandb itself; its file is read back with its own reader."""
-    from wandb.proto import wandb_internal_pb2 as records
-    from wandb.sdk.internal.datastore import DataStore
+def records_of(path):
+    """Records of a `.wandb` file: a LevelDB log behind a header of 7 bytes, in blocks of 32 KiB."""
+    data, at, parts = path.read_bytes(), 7, []
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        parts.append(data[at + 7 : at + 7 + length])
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield b"".join(parts)
+            parts = []
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert push(run) == 0
-    files = sorted((run / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert len(files) == 3
+
+@pytest.mark.slow
+def test_the_real_library_offline_holds_each_step_once(run):
+    """wandb itself, in offline mode and in a process that ends, as its writer runs on beside it; its files are read."""
+    from wandb.proto import wandb_internal_pb2 as records
+
+    command = [sys.executable, "-P", "-c", "from pipeline.cli import main; main()", "push", str(run)]
+    environment = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
+    environment.pop("WANDB_API_KEY", None)
+    subprocess.run(command, env=environment, check=True, timeout=300)
     found = {}
-    for path in files:
-        store, steps, made = DataStore(), [], None
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
+    for path in sorted((run / "wandb").glob("offline-run-*/run-*.wandb")):
+        steps, made = [], None
+        for data in records_of(path):
             record = records.Record()
             record.ParseFromString(data)
-            if record.WhichOneof("record_type") == "history":
+            kind = record.WhichOneof("record_type")
+            if kind == "history":
                 steps.append(record.history.step.num)
-            elif record.WhichOneof("record_type") == "run":
+            elif kind == "run":
                 made = record.run
-        found[made.job_type] = (made.run_group, steps)
-    assert found == {"sft": ("mine", [1, 2, 3, 4, 5]), "ppo": ("mine", [1, 2, 3, 4, 5]), "evaluation": ("mine", [])}
+        found[made.job_type] = (made.run_group, made.project, steps)
+    assert found == {
+        "sft": ("mine", "p", [1, 2, 3, 4, 5]), "ppo": ("mine", "p", [1, 2, 3, 4, 5]), "evaluation": ("mine", "p", []),
+    }  # fmt: skip
