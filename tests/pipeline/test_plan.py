@@ -112,7 +112,6 @@ EDITS = {
     "held out of both sets": (replace("limit: 8}], ", "limit: 8}], eval_fraction: 0.2, "), ALL),
     "evaluation.prompts": (replace("prompts: 8", "prompts: 9"), LAST),
     "evaluation.max_new_tokens": (replace("max_new_tokens: 8", "max_new_tokens: 9"), LAST),
-    "evaluation.best_of_n": (replace("{prompts: 8", "{best_of_n: [2], prompts: 8"), LAST),
     "evaluation.judge": (replace("{prompts: 8", "{judge: {url: http://a, model: m}, prompts: 8"), LAST),
     "prompts of evaluation": (replace("  chat_template", "  prompts: {from: sft}\n  chat_template"), LAST),
     "length of evaluation's prompts": (
