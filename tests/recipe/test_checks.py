@@ -57,10 +57,10 @@ def refused(*overrides: str) -> str:
         (["stages.sft.init=dpo"], ["stages.sft.init=dpo: ", "runs later", "(can be: base)"]),
         (["stages.base={kind: sft}"], ["stages.base=...: a stage cannot be named 'base': that is the base model"]),
         (["stages.logs={kind: sft}"], ["stages.logs=...: a stage cannot be named 'logs'"]),
-        (["evaluation.best_of_n=[2]"], ["evaluation.best_of_n=[2]: there is nothing to choose the best by", "reward"]),
+        (["evaluation.best_of_n=[2]"], ["evaluation.best_of_n=...: there is nothing to choose the best by", "reward"]),
         (
             ["evaluation.best_of_n=[2]", "stages.reward={}", "evaluation.tasks=[kl]"],
-            ["evaluation.best_of_n=[2]: ", "keep score in evaluation.tasks"],
+            ["evaluation.best_of_n=...: ", "keep score in evaluation.tasks"],
         ),
         (
             ["evaluation.judge={url: 'http://a', model: m}", "evaluation.tasks=[]"],
