@@ -16,6 +16,7 @@ from pipeline.recipe.vocabulary import is_block, keys_of, members, nearest, unkn
 PATTERNS = {
     r"^[a-z][a-z0-9_]{0,39}$": "a stage's name (a small letter, then small letters, digits and _, at most 40)",
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$": "a name of letters, digits, '.', '_' and '-' (at most 80, first no sign)",
+    r"^https?://": "an address that begins with http:// or https://",
 }
 _YAML_TRUTH = {"y", "yes", "n", "no", "on", "off", "true", "false"}
 

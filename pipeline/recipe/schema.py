@@ -122,7 +122,7 @@ class JudgeSettings(Settings):
 
     url: str = Field(
         pattern=r"^https?://",
-        description="OpenAI-compatible endpoint up to `/chat/completions`: http://127.0.0.1:8000/v1",
+        description="OpenAI-compatible endpoint without its `/chat/completions`, such as http://127.0.0.1:8000/v1.",
     )
     model: str = Field(min_length=1, description="The model, as the endpoint calls it.")
     prompts: PositiveInt = Field(100, description="Judge the answers to so many of evaluation.prompts, in both orders.")
