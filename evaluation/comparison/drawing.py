@@ -90,8 +90,8 @@ def _path(path: PathRow, colours: dict[str, str], metric: str, scale: float) -> 
 
 
 def _marks(found: Frontier, scale: float) -> Iterable[Mark]:
-    """A ring around every policy; its name stands beside it while there are few."""
-    named = sum(len(path.policies) for path in found.paths) <= 2
+    """A ring around every policy, with its name where it is the only one: beside others it would cover them."""
+    named = sum(len(path.policies) for path in found.paths) == 1
     for path in found.paths:
         for place in path.places[1:]:
             label = path.name if len(path.policies) == 1 else place.name

@@ -159,12 +159,18 @@ def _others(runs: Sequence[ComparedRun], metric: str, group: str) -> Iterable[Pl
         if metric == "score" and compared.score_by != group:
             continue
         for policy in compared.run.policies:
-            stage, key = compared.stage(policy), (compared.identity(policy), compared.identity(compared.run.reference))
+            stage, key = compared.stage(policy), _key(compared, policy)
             on_a_path = policy == compared.run.reference or (stage is not None and stage.kind in ("dpo", "ppo"))
             place = None if on_a_path or key in seen else _place(compared, policy, metric)
             if place is not None:
                 seen.add(key)
-                yield place if len(runs) == 1 else replace(place, name=f"{policy} ({compared.label})")
+                everywhere = all(_key(one, policy) == key for one in runs if policy in one.run.policies)
+                yield place if everywhere else replace(place, name=f"{policy} ({compared.label})")
+
+
+def _key(compared: ComparedRun, policy: str) -> tuple[str, str]:
+    """What a policy is and what its divergence is counted from."""
+    return compared.identity(policy), compared.identity(compared.run.reference)
 
 
 def _best_of_n(compared: ComparedRun, runs: int) -> Iterable[PathRow]:

@@ -226,7 +226,7 @@ def test_best_of_n_stands_beside_what_was_trained(tmp_path):
 def test_every_policy_is_on_the_frontier_or_said_to_be_beyond_it(two, tmp_path):
     found = compare_runs(two)
     score, rules = found.frontiers
-    assert [place.name for place in score.others] == [place.name for place in rules.others] == ["base (near)"]
+    assert [place.name for place in score.others] == [place.name for place in rules.others] == ["base"]
     near = comparison_page(compare_runs([write_compared(tmp_path / "close", slope=0.1, kl=1.0, seed=8)]))
     assert "Beyond the right edge: base: " in near and 'class="dot apart"' not in near
     assert 'class="dot apart"' in comparison_page(found), "DPO went as far, so the base model is drawn"
