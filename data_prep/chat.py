@@ -3,7 +3,8 @@
 A conversation is cut into segments, context and response in turn, and each segment is tokenised by itself. So the
 prompt's tokens are a prefix of every answer's sequence by construction, and training sees exactly the tokens that
 generation will see. A response ends with its end-of-turn token; whatever the template writes after it (ChatML's
-newline) is context. Masks are carried from here on; nothing later looks at ids to find padding or answers.
+newline) is context. Masks are carried from here on; nothing later looks at ids to find padding or answers. What becomes
+of function calls is in `tool_rendering`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from data_prep.records import Demonstration, Message, PreferencePair, Prompt
+from data_prep.tool_rendering import Rendered, as_text, knows_tools, native, simple, uses_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,6 +75,26 @@ class ChatFormatter:
         # Short or wordlike specials (such as a bare "<") would make ordinary text unusable.
         self._control_texts = sorted(name for name in names if len(name) > 2 and not name.isalnum())
 
+    def demonstrations(self, record: Demonstration, max_length: int) -> list[EncodedDemonstration]:
+        """Encode a conversation as one row, plain text as as many as it takes.
+
+        Raises:
+            UnusableRow: as for `demonstration`.
+        """
+        return self._pieces(record, max_length) if record.is_text else [self.demonstration(record, max_length)]
+
+    def _pieces(self, record: Demonstration, max_length: int) -> list[EncodedDemonstration]:
+        """Plain text with EOS behind it, cut into pieces; all is learnt but their first tokens, which have no past."""
+        self._refuse_unusable(record.messages)
+        ids = [*self._ids(record.messages[0].content), int(self.tokenizer.eos_token_id)]
+        bos = [int(self.tokenizer.bos_token_id)] if begins_with_bos(self.tokenizer) else []
+        size = max_length - len(bos)
+        cut = ([*bos, *ids[start : start + size]] for start in range(0, len(ids), size))
+        pieces = [EncodedDemonstration(piece, [False] + [True] * (len(piece) - 1), False) for piece in cut if piece[1:]]
+        if not pieces:
+            raise UnusableRow("empty_answer")
+        return pieces
+
     def demonstration(self, record: Demonstration, max_length: int) -> EncodedDemonstration:
         """Encode a conversation; every assistant turn is a response.
 
@@ -106,8 +128,8 @@ class ChatFormatter:
             UnusableRow: as for `demonstration`, or `identical_tokens`.
         """
         prompt_ids = self.prompt_ids(record.prompt)
-        chosen_ids = self._response_ids(record.prompt, record.chosen)
-        rejected_ids = self._response_ids(record.prompt, record.rejected)
+        chosen_ids = self._response_ids(record.prompt, record.chosen_turn)
+        rejected_ids = self._response_ids(record.prompt, record.rejected_turn)
         if chosen_ids == rejected_ids:
             raise UnusableRow("identical_tokens")
         room = max_length - max(len(chosen_ids), len(rejected_ids))
@@ -140,14 +162,15 @@ class ChatFormatter:
         """Text of generated ids, without the end-of-turn token."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def _response_ids(self, prompt: Sequence[Message], answer: str) -> list[int]:
-        messages = [*prompt, Message(role="assistant", content=answer)]
+    def _response_ids(self, prompt: Sequence[Message], answer: Message) -> list[int]:
+        messages = [*prompt, answer]
         self._refuse_unusable(messages[-1:])
-        before = self._render(prompt, generation=True)
-        after = self._render(messages)
+        tools = uses_tools(messages)
+        before = self._render(prompt, tools, generation=True)
+        after = self._render(messages, tools)
         if not after.startswith(before):
             raise UnusableRow("template_refuses")
-        return self._split_response(after[len(before) :])[0]
+        return self._split_response(after[len(before) :], bool(answer.tool_calls))[0]
 
     def _segments(self, messages: Sequence[Message], *, generation: bool = False) -> list[_Segment]:
         """Context and response segments of a conversation, in order.
@@ -156,14 +179,15 @@ class ChatFormatter:
         the template rewrites once more turns follow (hidden reasoning is often removed) stays context.
         """
         self._refuse_unusable(messages)
-        whole = self._render(messages, generation=generation)
+        tools = uses_tools(messages)
+        whole = self._render(messages, tools, generation=generation)
         segments: list[_Segment] = []
         cursor = 0
         for index, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            before = self._render(messages[:index], generation=True) if index else ""
-            after = self._render(messages[: index + 1])
+            before = self._render(messages[:index], tools, generation=True) if index else ""
+            after = self._render(messages[: index + 1], tools)
             if not whole.startswith(after):
                 # Phi-3's template closes a conversation with EOS, which goes again when the conversation goes on.
                 after = after.removesuffix(str(self.tokenizer.eos_token))
@@ -171,7 +195,7 @@ class ChatFormatter:
                 if index == len(messages) - 1:
                     raise UnusableRow("template_refuses")
                 continue
-            response, rest = self._split_response(after[len(before) :])
+            response, rest = self._split_response(after[len(before) :], bool(message.tool_calls))
             segments += [_Segment(self._ids(whole[cursor : len(before)]), False), _Segment(response, True)]
             cursor = len(after)
             if index < len(messages) - 1:
@@ -180,14 +204,21 @@ class ChatFormatter:
             segments.append(_Segment(self._ids(whole[cursor:]), False))
         return segments
 
-    def _split_response(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids of a rendered answer up to its end-of-turn token, and the ids that follow it in the template."""
+    def _split_response(self, text: str, calls: bool) -> tuple[list[int], list[int]]:
+        """Ids of a rendered answer up to its end-of-turn token, and the ids that follow it in the template.
+
+        The first control token behind words ends a turn. Where there are calls it may open one instead; then only a
+        token that ends other answers counts, if there is such.
+        """
         ids = self._ids(text)
         words = [index for index, token in enumerate(ids) if token not in self._special_ids]
         if not words:
             raise UnusableRow("empty_answer")
+        ends = self._special_ids
+        if calls and ends.intersection(self.stop_ids).intersection(ids):
+            ends = set(self.stop_ids)
         for index in range(words[0], len(ids)):
-            if ids[index] in self._special_ids:
+            if ids[index] in ends:
                 return ids[: index + 1], ids[index + 1 :]
         return [*ids, int(self.tokenizer.eos_token_id)], []
 
@@ -204,12 +235,39 @@ class ChatFormatter:
         # The template writes its own beginning-of-sequence token; the tokenizer must not add a second.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
-    def _render(self, messages: Sequence[Message], *, generation: bool = False) -> str:
+    def _render(self, messages: Sequence[Message], tools: bool = False, *, generation: bool = False) -> str:
+        """The template's text.
+
+        Args:
+            messages: the turns, or the first few of them.
+            tools: whether the whole conversation has functions in it.
+            generation: end where an answer begins.
+        """
+        if tools:
+            return self._apply((native if self._knows_tools else as_text)(messages), generation)
+        return self._apply(simple(messages), generation)
+
+    @cached_property
+    def _knows_tools(self) -> bool:
+        """Whether the chat template can write functions and their calls."""
+
+        def render(probe: Rendered) -> str:
+            try:
+                return self._apply(probe, False)
+            except (UnusableRow, TypeError) as error:
+                raise ValueError from error
+
+        return knows_tools(render)
+
+    def _apply(self, rendered: Rendered, generation: bool) -> str:
         from jinja2 import TemplateError
 
-        turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    rendered.turns, tools=rendered.tools, tokenize=False, add_generation_prompt=generation
+                )
+            )
         except TemplateError as error:
             raise UnusableRow("template_refuses") from error
 
@@ -219,9 +277,10 @@ class ChatFormatter:
         So is one with an empty answer: where a template writes on after the end of turn, that would be trained.
         """
         for message in messages:
-            if message.role == "assistant" and not message.content.strip():
+            if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
                 raise UnusableRow("empty_answer")
-            if any(text in message.content for text in self._control_texts):
+            written = (message.content, *message.tools, *(f"{c.name} {c.arguments}" for c in message.tool_calls))
+            if any(text in part for text in self._control_texts for part in written):
                 raise UnusableRow("control_token")
 
 

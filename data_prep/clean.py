@@ -35,8 +35,9 @@ def content_key(record: Record) -> str:
     letter case can be the point of an answer. Origin, and a prompt's rule or reference, play no role.
     """
     messages = prompt_messages(record)
-    answers = [record.chosen, record.rejected] if isinstance(record, PreferencePair) else []
-    parts = [prompt_hash(messages), *_after_opening(messages), "|", *(" ".join(text.split()) for text in answers)]
+    answers = [record.chosen_turn, record.rejected_turn] if isinstance(record, PreferencePair) else []
+    texts = (" ".join(answer.content.split()) for answer in answers)
+    parts = [prompt_hash(messages), *_after_opening(messages), "|", *texts, *_functions((*messages, *answers))]
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -44,6 +45,12 @@ def _after_opening(messages: Sequence[Message]) -> list[str]:
     """Role and text of every turn from the first answer on."""
     first = next((at for at, message in enumerate(messages) if message.role == "assistant"), len(messages))
     return [part for message in messages[first:] for part in (message.role, " ".join(message.content.split()))]
+
+
+def _functions(messages: Sequence[Message]) -> list[str]:
+    """What a conversation offers and calls: two that differ in it only are no duplicates."""
+    called = [f"{call.name} {call.arguments}" for message in messages for call in message.tool_calls]
+    return [*called, *(tool for message in messages for tool in message.tools)]
 
 
 def drop_duplicates(records: Sequence[R]) -> Cleaned[R]:

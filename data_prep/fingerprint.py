@@ -13,6 +13,9 @@ from data_prep.readers.hub import resolve_commit
 from pipeline.durable import sha256_file
 from pipeline.recipe.schema import SourceSettings
 
+READING_VERSION = b"reading 2\n"
+"""Raised when the same file comes to be read as other records, so that what was made of the old ones is made anew."""
+
 
 def source_fingerprint(source: SourceSettings) -> str:
     """SHA-256 over the content of one source.
@@ -24,8 +27,8 @@ def source_fingerprint(source: SourceSettings) -> str:
     files = local_files(source.path)
     if files is None:
         commit = resolve_commit(source.path, source.revision)
-        return hashlib.sha256(f"{source.path}@{commit}:{source.split}".encode()).hexdigest()
-    digest = hashlib.sha256()
+        return hashlib.sha256(READING_VERSION + f"{source.path}@{commit}:{source.split}".encode()).hexdigest()
+    digest = hashlib.sha256(READING_VERSION)
     for path in files:
         # The suffix decides how a file is read; the rest of its name says nothing of the rows.
         digest.update(f"{data_suffix(path)}\0{sha256_file(path)}\n".encode())

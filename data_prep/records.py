@@ -14,11 +14,28 @@ Split = Literal["train", "eval"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A function that an assistant asks to be called."""
+
+    name: str
+    arguments: str = "{}"
+    """JSON text of an object, as the row writes it."""
+    id: str = ""
+    """What the result refers to, where the row says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One turn of a conversation."""
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an assistant turn; its text may then be empty."""
+    call_id: str = ""
+    """Of a tool turn: the call that it answers; empty where results simply follow their calls in order."""
+    tools: tuple[str, ...] = ()
+    """On the first turn of a conversation: the functions on offer, each a JSON text {"type": "function", ...}."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +54,18 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """A conversation to imitate. Ends with an assistant turn; every assistant turn is trained on."""
+    """A conversation to imitate. Ends with an assistant turn; every assistant turn is trained on.
+
+    A single assistant turn is plain text: no chat template touches it, and all of its tokens are trained.
+    """
 
     messages: tuple[Message, ...]
     origin: Origin
+
+    @property
+    def is_text(self) -> bool:
+        """Whether this is plain text rather than a conversation."""
+        return len(self.messages) == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +80,23 @@ class PreferencePair:
     """By how much chosen is better, where annotators said so (same unit as a score)."""
     fault: str | None = None
     """What is wrong with the rejected answer, where the row says so."""
+    label_noise: float | None = None
+    """Share of the annotators who would not have chosen this way (a tie counts half), where their votes are known."""
+    group: str | None = None
+    """Pairs of one group compare answers to one prompt and come from one judgement: not independent of one another."""
+    chosen_calls: tuple[ToolCall, ...] = ()
+    """Calls that the chosen answer makes; its text may then be empty."""
+    rejected_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def chosen_turn(self) -> Message:
+        """The chosen answer as the turn that follows the prompt."""
+        return Message(role="assistant", content=self.chosen, tool_calls=self.chosen_calls)
+
+    @property
+    def rejected_turn(self) -> Message:
+        """The rejected answer as the turn that follows the prompt."""
+        return Message(role="assistant", content=self.rejected, tool_calls=self.rejected_calls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

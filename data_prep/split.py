@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import takewhile
 from typing import Generic, TypeVar
 
@@ -36,11 +37,12 @@ def prompt_hash(messages: Sequence[Message]) -> str:
     """SHA-256 (hex) of what opens a conversation: all turns before the first answer, with their roles.
 
     For one turn that is the whole prompt; for several it is the first question, so that two continuations of a
-    conversation have one hash. Letter case, white space and Unicode composition make no difference.
+    conversation have one hash. Plain text, which has no prompt, goes by the whole of it. Letter case, white space and
+    Unicode composition make no difference, nor do the functions on offer.
     """
-    opening = list(takewhile(lambda message: message.role != "assistant", messages))
+    opening = list(takewhile(lambda message: message.role != "assistant", messages)) or list(messages)
     if not opening:
-        raise ValueError("a conversation needs a turn before the assistant's first")
+        raise ValueError("a conversation needs a turn")
     text = json.dumps([[message.role, _normalise(message.content)] for message in opening], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -53,6 +55,38 @@ def prompt_position(messages: Sequence[Message]) -> float:
 def position_of(digest: str) -> float:
     """The position that belongs to a prompt's hash: its first 52 bits, which a float holds exactly."""
     return int(digest[:13], 16) / 16**13
+
+
+def part_position(digest: str) -> float:
+    """Where a prompt lies in [0, 1) for the division among stages, independent of `position_of`."""
+    return int(digest[13:26], 16) / 16**13
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The part of all prompts that a stage may train on: those whose `part_position` is in [low, high)."""
+
+    low: float
+    high: float
+
+    def holds(self, digest: str) -> bool:
+        """Whether the prompt of this hash belongs to the part."""
+        return self.low <= part_position(digest) < self.high
+
+
+def shares_of(parts: Mapping[str, float]) -> dict[str, Share]:
+    """The division that a recipe's `data.split` asks for, in the order of its entries; parts never overlap.
+
+    Args:
+        parts: name of a part -> its fraction of the prompts; together at most 1.
+    """
+    # Exact, so that the last of 0.2, 0.4 and 0.4 ends at 1 and not a hair below it.
+    low, found = Fraction(0), {}
+    for name, part in parts.items():
+        high = low + Fraction(str(part))
+        found[name] = Share(float(low), float(high))
+        low = high
+    return found
 
 
 def prompt_messages(record: Record) -> tuple[Message, ...]:

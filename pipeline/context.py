@@ -12,6 +12,7 @@ from pipeline.console import Console
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import TrivetError
 from pipeline.models.source import BaseIdentity
+from pipeline.recipe.lineage import split_part
 from pipeline.recipe.schema import Recipe
 from pipeline.reward_function import RewardFunction
 from pipeline.runtime import Ranks, StopRequest, barrier
@@ -48,6 +49,16 @@ class StageContext:
     def checkpoints(self) -> Path:
         """Where the stage's checkpoints lie while it runs."""
         return self.folder / "checkpoints" / self.part
+
+    @property
+    def data_part(self) -> str | None:
+        """The entry of `data.split` that says which prompts this stage trains on; None where it takes all."""
+        return split_part(self.recipe, self.stage)
+
+    @property
+    def aside(self) -> Path | None:
+        """Where rows of the data that cannot be used are written; None on all ranks but the first."""
+        return self.folder if self.ranks.is_first else None
 
     @property
     def work(self) -> Path:

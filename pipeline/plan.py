@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from data_prep.build import held_out_fraction
 from data_prep.fingerprint import source_fingerprint
+from data_prep.split import shares_of
 from data_prep.templates import template_text
 from pipeline import artefact
 from pipeline.durable import sha256_json
 from pipeline.models.source import BaseIdentity, identify
-from pipeline.recipe.lineage import parents_of, prompts_from, reward_role, reward_sources, used_data
+from pipeline.recipe.lineage import parents_of, prompts_from, reward_role, reward_sources, split_part, used_data
 from pipeline.recipe.schema import DataSetSettings, Recipe
 from pipeline.recipe.stage_settings import FUNCTION, RULES, DpoSettings, PpoSettings, RewardSource
 from pipeline.reward_function import RewardFunction
@@ -149,6 +150,7 @@ def _stage_settings(
         "seed": recipe.seed,
         **_common_settings(recipe, base),
         "data": {which: _data_settings(recipe, which, prints) for which in used_data(recipe, name)},
+        **_part_settings(recipe, name),
     }
     if isinstance(stage, PpoSettings):
         settings["prompts"] = {
@@ -158,6 +160,15 @@ def _stage_settings(
         sources = enumerate(reward_sources(recipe, name))
         settings["rewards"] = [_reward_settings(recipe, name, index, source, function) for index, source in sources]
     return settings
+
+
+def _part_settings(recipe: Recipe, name: str) -> dict[str, Any]:
+    """Which prompts a stage trains on, where `data.split` says so: the others' parts matter only by what is before."""
+    part = split_part(recipe, name)
+    if part is None:
+        return {}
+    share = shares_of(recipe.data.split)[part]
+    return {"part": [share.low, share.high]}
 
 
 def _reward_settings(

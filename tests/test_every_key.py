@@ -67,6 +67,7 @@ CHANGES: dict[str, str] = {
     "data.chat_template": "data.chat_template=alpaca",
     "data.prompts.from": "data.prompts.from=sft",
     "data.prompts.max_prompt_length": "data.prompts.max_prompt_length=20",
+    "data.split": "data.split={reward: 0.3}",
     "data.sft": "data.sft.eval_limit=7",
     "data.preference": "data.preference.eval_limit=7",
     "evaluation.tasks": "evaluation.tasks=[kl]",
@@ -97,6 +98,10 @@ for data_set, source in (("sft", "alpaca_sample"), ("preference", "preference_sa
         f"data.{data_set}.sources[].split": f"data.{data_set}.sources.0.split=test",
         f"data.{data_set}.sources[].limit": f"data.{data_set}.sources.0.limit=5",
         f"data.{data_set}.sources[].weight": f"data.{data_set}.sources.1.weight=5",
+        f"data.{data_set}.sources[].count": f"data.{data_set}.sources=[{{path: builtin:{source}, count: 4}}]",
+        f"data.{data_set}.sources[].map": f"data.{data_set}.sources.0.map={{instruction: task}}",
+        f"data.{data_set}.sources[].on_bad_row": f"data.{data_set}.sources.0.on_bad_row=quarantine",
+        f"data.{data_set}.shuffle": f"data.{data_set}.shuffle=true",
     }
 for stage in ("sft", "reward", "ppo", "dpo"):
     CHANGES |= {

@@ -12,10 +12,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.readers.faults import BadRow, OnBad
 from data_prep.readers.files import READERS, data_suffix
 from data_prep.readers.hub import parse_hub_path, read_hub
 from pipeline.errors import DataError
@@ -32,14 +34,23 @@ class RawRow(NamedTuple):
     fields: dict[str, Any]
 
 
-def read_raw(path: str, *, revision: str | None = None, split: str = "train") -> Iterator[RawRow]:
-    """The raw rows of a source in their order. `revision` and `split` are for hub data sets only."""
+def read_raw(
+    path: str, *, revision: str | None = None, split: str = "train", on_bad: OnBad | None = None
+) -> Iterator[RawRow]:
+    """The raw rows of a source in their order.
+
+    Args:
+        path: as a recipe writes it.
+        revision: of a hub data set.
+        split: of a hub data set.
+        on_bad: takes rows that cannot be read; without it the first of them stops the reading.
+    """
     files = local_files(path)
     if files is None:
         return _read_hub(path, revision, split)
     inside_folder = not path.startswith("builtin:") and Path(path).expanduser().is_dir()
     return chain.from_iterable(
-        _read_file(f"{path.rstrip('/')}/{file.name}" if inside_folder else path, file) for file in files
+        _read_file(f"{path.rstrip('/')}/{file.name}" if inside_folder else path, file, on_bad) for file in files
     )
 
 
@@ -66,7 +77,7 @@ def local_files(path: str) -> list[Path] | None:
     raise DataError(f"{path}: no such file or folder{_nearest(local)}{prefix}")
 
 
-def _read_file(source: str, path: Path) -> Iterator[RawRow]:
+def _read_file(source: str, path: Path, on_bad: OnBad | None) -> Iterator[RawRow]:
     suffix = data_suffix(path)
     if suffix is None:
         raise DataError(
@@ -74,16 +85,27 @@ def _read_file(source: str, path: Path) -> Iterator[RawRow]:
         )
     if path.stat().st_size == 0:
         raise DataError(f"{source}: the file is empty; write rows into it or take the source out of the recipe")
+    bad: list[BadRow] = []
+
+    def named(row: BadRow) -> None:
+        bad.append(row)
+        assert on_bad is not None
+        on_bad(replace(row, source=source))
+
     row = None
-    for row, fields in READERS[suffix](path):
+    for row, fields in READERS[suffix](path, named if on_bad else None):
         yield RawRow(source, row, fields)
-    if row is None:
+    if row is None and not bad:
         raise DataError(f"{source}: the file holds no rows; write rows into it or take the source out of the recipe")
 
 
 def _files_in(source: str, folder: Path) -> list[Path]:
-    """The data files directly inside a folder, by name; others (README, licence) and hidden ones are passed over."""
+    """The data files directly inside a folder, by name; others (README, licence) and hidden ones are passed over.
+
+    Plain text counts only where there is nothing else: it is what readmes and licences are written in.
+    """
     files = sorted(p for p in folder.iterdir() if p.is_file() and data_suffix(p) and not p.name.startswith("."))
+    files = [p for p in files if not (data_suffix(p) or "").startswith(".txt")] or files
     if not files:
         inside = sorted({p.parent.relative_to(folder).as_posix() for p in folder.glob("*/*") if data_suffix(p)})
         remedy = f"name one of its subfolders ({', '.join(inside[:5])})" if inside else "put data files into it"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
+from data_prep.readers.faults import BadRow, OnBad, UnreadableRowError, refuse
 from pipeline.errors import DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -25,10 +26,14 @@ class Line(NamedTuple):
     text: str
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(path: Path, on_bad: OnBad | None = None) -> Iterator[Line]:
     """The lines of a text file, decompressed where the name ends in .gz, one at a time.
 
     Lines end at a line feed only: U+2028 and friends are ordinary characters inside JSON strings.
+
+    Args:
+        path: of the file.
+        on_bad: takes a line that is not UTF-8; without it such a line stops the reading.
     """
     offset = 0
     with _open(path) as stream:
@@ -41,7 +46,8 @@ def read_lines(path: Path) -> Iterator[Line]:
             try:
                 yield Line(number, raw[start:].decode("utf-8"))
             except UnicodeDecodeError as error:
-                raise DataError(_not_utf8(path, raw, number, offset, start + error.start)) from None
+                sentence = _not_utf8(path, raw, number, offset, start + error.start)
+                refuse(UnreadableRowError(sentence, _bad_bytes(path, raw, number, start, error, sentence)), on_bad)
             offset += len(raw)
     if offset == 0:
         raise DataError(f"{path}: the file is empty; write rows into it or take the source out of the recipe")
@@ -98,6 +104,18 @@ def _not_utf8(path: Path, raw: bytes, number: int, offset: int, start: int) -> s
     if _looks_gb18030(raw):
         return f"{found}; the file looks like GB18030 (GBK), convert it: {_iconv(path, 'GB18030')}"
     return f"{found}; find out the file's encoding and convert it: {_iconv(path, 'ENCODING')}"
+
+
+def _bad_bytes(path: Path, raw: bytes, number: int, start: int, error: UnicodeDecodeError, sentence: str) -> BadRow:
+    """The line as text, its undecodable bytes as escapes."""
+    return BadRow(
+        source=str(path),
+        row=number,
+        column=len(raw[start : start + error.start].decode("utf-8")) + 1,
+        reason="not_utf8",
+        detail=sentence.removeprefix(f"{path}:{number}: "),
+        content=raw[start:].decode("utf-8", errors="backslashreplace").rstrip("\r\n"),
+    )
 
 
 def _looks_gb18030(raw: bytes) -> bool:

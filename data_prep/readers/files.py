@@ -1,7 +1,8 @@
-"""One data file -> its rows, in file order: JSON, JSON Lines, CSV, TSV, Parquet, the text ones also gzipped.
+"""One data file -> its rows, in file order: JSON, JSON Lines, CSV, TSV, plain text, Parquet; gzipped too where text.
 
-Between `decoding` (bytes to text) and `containers` (which files make up a source). JSON Lines, CSV and Parquet stream;
-a JSON array is read whole. A file that breaks the rules of its own container stops the run at the line that does.
+Between `decoding` (bytes to text) and `containers` (which files make up a source). All but JSON arrays stream; those
+are read whole. A file that breaks the rules of its own container stops the run at the line that does. Where only one
+row is broken and the next can be found, `on_bad` takes it instead, if there is one.
 """
 
 from __future__ import annotations
@@ -13,30 +14,47 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers.decoding import Line, read_lines
+from data_prep.readers.faults import BadRow, OnBad, UnreadableRowError, refuse
 from pipeline.errors import DataError
 
 Row = tuple[int, dict[str, Any]]
 """Row number as `Origin.row` counts it, and the row as it stands in the file."""
 
 
-def read_json_lines(path: Path) -> Iterator[Row]:
+def read_json_lines(path: Path, on_bad: OnBad | None = None) -> Iterator[Row]:
     """Rows of a JSON Lines file, numbered by line; blank lines are skipped."""
-    yield from _parse_json_lines(path, read_lines(path))
+    yield from _parse_json_lines(path, read_lines(path, on_bad), on_bad)
 
 
-def _parse_json_lines(path: Path, lines: Iterable[Line]) -> Iterator[Row]:
-    for number, text in lines:
+def _parse_json_lines(path: Path, lines: Iterable[Line], on_bad: OnBad | None) -> Iterator[Row]:
+    for number, line in lines:
+        # Byte-order marks begin a line where several files were put together.
+        text = line.removeprefix("\ufeff").rstrip("\r\n")
         if not text.strip():
             continue
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            remedy = _json_lines_remedy(number, text)
-            raise DataError(f"{path}:{number}: not valid JSON ({_explain(error)}); {remedy}") from None
-        if not isinstance(value, dict):
-            remedy = _json_lines_remedy(number, text)
-            raise DataError(f"{path}:{number}: expected a JSON object, found {describe(value)}; {remedy}")
-        yield number, value
+            sentence = f"{path}:{number}: not valid JSON ({_explain(error)}); {_json_lines_remedy(number, text)}"
+            column = error.colno if isinstance(error, json.JSONDecodeError) else None
+            bad = _bad(path, number, "broken_json", f"not valid JSON ({_explain(error)})", text, column)
+            refuse(UnreadableRowError(sentence, bad), on_bad)
+            continue
+        if isinstance(value, dict):
+            yield number, value
+            continue
+        sentence = (
+            f"{path}:{number}: expected a JSON object, found {describe(value)}; {_json_lines_remedy(number, text)}"
+        )
+        refuse(UnreadableRowError(sentence, _not_an_object(path, number, value)), on_bad)
+
+
+def _bad(path: Path, row: int, reason: str, detail: str, content: Any, column: int | None = None) -> BadRow:
+    return BadRow(source=str(path), row=row, column=column, reason=reason, detail=detail, content=content)
+
+
+def _not_an_object(path: Path, row: int, value: object) -> BadRow:
+    return _bad(path, row, "not_an_object", f"expected a JSON object, found {describe(value)}", value)
 
 
 def _json_lines_remedy(number: int, text: str) -> str:
@@ -47,7 +65,7 @@ def _json_lines_remedy(number: int, text: str) -> str:
     return "every line must hold one whole object; correct or delete this line"
 
 
-def read_json(path: Path) -> Iterator[Row]:
+def read_json(path: Path, on_bad: OnBad | None = None) -> Iterator[Row]:
     """Rows of a JSON document: an array of objects, or an object with a single list. Numbered by element.
 
     JSON Lines published under the name .json are common, so several documents in one file are read as such.
@@ -60,17 +78,20 @@ def read_json(path: Path) -> Iterator[Row]:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
             # Split at line feeds alone, as `read_lines` does.
-            yield from _parse_json_lines(path, (Line(n, line) for n, line in enumerate(text.split("\n"), start=1)))
+            lines = (Line(n, line) for n, line in enumerate(text.split("\n"), start=1))
+            yield from _parse_json_lines(path, lines, on_bad)
             return
         raise DataError(_broken_document(path, text, error)) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable as JSON ({_explain(error)}); correct the file") from None
     for number, value in enumerate(_only_list(path, document), start=1):
-        if not isinstance(value, dict):
-            raise DataError(
-                f"{path}: row {number}: expected a JSON object, found {describe(value)}; correct or delete this element"
-            )
-        yield number, value
+        if isinstance(value, dict):
+            yield number, value
+            continue
+        sentence = (
+            f"{path}: row {number}: expected a JSON object, found {describe(value)}; correct or delete this element"
+        )
+        refuse(UnreadableRowError(sentence, _not_an_object(path, number, value)), on_bad)
 
 
 def _broken_document(path: Path, text: str, error: json.JSONDecodeError) -> str:
@@ -93,8 +114,11 @@ def _only_list(path: Path, document: object) -> list[Any]:
     raise DataError(f"{path}: expected a JSON array of objects or an object with a single list, found {found}")
 
 
-def read_csv(path: Path) -> Iterator[Row]:
-    """Rows of a CSV or TSV file with a header line, numbered by the line on which the row begins."""
+def read_csv(path: Path, on_bad: OnBad | None = None) -> Iterator[Row]:
+    """Rows of a CSV or TSV file with a header line, numbered by the line on which the row begins.
+
+    A line that is not text stops the reading always: it may hold the quote that ends a cell.
+    """
     delimiter = "\t" if ".tsv" in path.name.lower() else ","
     csv.field_size_limit(2**31 - 1)  # the default of 128 kB is shorter than a long answer
     reader = csv.reader((line.text for line in read_lines(path)), delimiter=delimiter, strict=True)
@@ -113,10 +137,9 @@ def read_csv(path: Path) -> Iterator[Row]:
         if header is None:
             header = _check_header(path, cells, delimiter)
         elif cells and len(cells) != len(header):
-            raise DataError(
-                f"{path}:{begins}: the row has {len(cells)} cells, expected {len(header)} ({', '.join(header)}); "
-                "quote cells that hold the delimiter or a line break"
-            )
+            found = f"the row has {len(cells)} cells, expected {len(header)} ({', '.join(header)})"
+            sentence = f"{path}:{begins}: {found}; quote cells that hold the delimiter or a line break"
+            refuse(UnreadableRowError(sentence, _bad(path, begins, "wrong_cell_count", found, cells)), on_bad)
         elif cells:
             yield begins, dict(zip(header, cells, strict=True))
         begins = reader.line_num + 1
@@ -136,8 +159,15 @@ def _check_header(path: Path, cells: list[str], delimiter: str) -> list[str]:
     return header
 
 
-def read_parquet(path: Path) -> Iterator[Row]:
-    """Rows of a Parquet file, numbered from 1."""
+def read_text(path: Path, on_bad: OnBad | None = None) -> Iterator[Row]:
+    """The lines of a plain text file as rows of one field, `text`; blank lines are skipped."""
+    for number, line in read_lines(path, on_bad):
+        if line.strip():
+            yield number, {"text": line.rstrip("\r\n")}
+
+
+def read_parquet(path: Path, on_bad: OnBad | None = None) -> Iterator[Row]:
+    """Rows of a Parquet file, numbered from 1. It is whole or it is not: `on_bad` has nothing to take."""
     import pyarrow
     import pyarrow.parquet
 
@@ -156,7 +186,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
         ) from None
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path, OnBad | None], Iterator[Row]]] = {
     ".json": read_json,
     ".json.gz": read_json,
     ".jsonl": read_json_lines,
@@ -167,6 +197,8 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".csv.gz": read_csv,
     ".tsv": read_csv,
     ".tsv.gz": read_csv,
+    ".txt": read_text,
+    ".txt.gz": read_text,
     ".parquet": read_parquet,
 }
 
@@ -187,5 +219,5 @@ def describe(value: object) -> str:
 
 def _explain(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -1,29 +1,41 @@
-"""The formats by name, and how `auto` tells them apart by the fields of the first row.
+"""The formats by name: how each is read, what it looks like, what it can be used for.
 
-Between `containers` (files to raw rows) and `read` (raw rows to records).
+Between `containers` (files to raw rows) and `read` (raw rows to records); `recognise` chooses among them.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
-from data_prep.readers.containers import RawRow
+from data_prep.readers.comparisons import (
+    ANNOTATOR,
+    RANKED_FIELDS,
+    parse_alpaca_eval,
+    parse_ranked,
+    parse_tldr,
+    parse_ultrafeedback,
+    parse_votes,
+)
 from data_prep.readers.demonstrations import (
     Raw,
     has,
     parse_alpaca,
     parse_messages,
     parse_prompt_completion,
+    parse_questions,
+    parse_self_instruct,
     parse_sharegpt,
+    parse_text,
 )
-from data_prep.readers.pairs import PROMPT_FIELDS, parse_hh, parse_preference
+from data_prep.readers.glaive import parse_glaive
+from data_prep.readers.pairs import LABELS, PROMPT_FIELDS, parse_hh, parse_kto, parse_preference
 from data_prep.readers.turns import Parsed
-from pipeline.errors import DataError, RecipeError
 
 Purpose = Literal["demonstrations", "pairs", "prompts"]
+ALL: tuple[Purpose, ...] = ("demonstrations", "pairs", "prompts")
+SINGLE: tuple[Purpose, ...] = ("demonstrations", "prompts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,37 +43,41 @@ class Format:
     """One way to write rows."""
 
     name: str
-    parse: Callable[[Raw], Parsed]
+    parse: Callable[[Raw], tuple[Parsed, ...]]
     fields: str
     """What a row looks like, for messages."""
     matches: Callable[[Raw, Purpose], bool]
     """Whether a row looks like this format, given what it is wanted for."""
-    has_pairs: bool = False
+    serves: tuple[Purpose, ...] = SINGLE
+    last_resort: bool = False
+    """Recognised only where nothing else is: its field often stands beside those of other formats."""
 
-
-class Recognised(NamedTuple):
-    """The format of a source and what it was recognised by."""
-
-    format: Format
-    why: str
+    @property
+    def has_pairs(self) -> bool:
+        """Whether pairs can be made of it."""
+        return "pairs" in self.serves
 
 
 def _like_alpaca(row: Raw, purpose: Purpose) -> bool:
-    return has(row, "instruction") and ("output" in row or (purpose == "prompts" and not _has_sides(row)))
+    answered = "output" in row and not isinstance(row["output"], list)
+    return has(row, "instruction") and _is_single(row) and (answered or purpose == "prompts")
+
+
+def _like_self_instruct(row: Raw, purpose: Purpose) -> bool:
+    return has(row, "instruction") and isinstance(row.get("instances"), list)
 
 
 def _like_messages(row: Raw, purpose: Purpose) -> bool:
-    return isinstance(row.get("messages"), list)
+    return isinstance(row.get("messages"), list) and not _has_label(row)
 
 
 def _like_sharegpt(row: Raw, purpose: Purpose) -> bool:
-    return isinstance(row.get("conversations"), list) and not _has_sides(row)
+    return isinstance(row.get("conversations"), list) and not _has_sides(row) and not _has_label(row)
 
 
 def _like_prompt_completion(row: Raw, purpose: Purpose) -> bool:
-    return has(row, "prompt") and (
-        "completion" in row or "response" in row or (purpose == "prompts" and not _has_sides(row))
-    )
+    answered = "completion" in row or "response" in row
+    return has(row, "prompt") and _is_single(row) and (answered or purpose == "prompts")
 
 
 def _like_preference(row: Raw, purpose: Purpose) -> bool:
@@ -74,30 +90,82 @@ def _like_hh(row: Raw, purpose: Purpose) -> bool:
     return dialogues and not has(row, *PROMPT_FIELDS)
 
 
+def _like_kto(row: Raw, purpose: Purpose) -> bool:
+    answered = has(row, "messages", "conversations", "completion", "response", "output")
+    return _has_label(row) and answered and not _has_sides(row)
+
+
+def _like_alpaca_eval(row: Raw, purpose: Purpose) -> bool:
+    return has(row, "output_1") and has(row, "output_2") and has(row, "preference", "label")
+
+
+def _like_votes(row: Raw, purpose: Purpose) -> bool:
+    return has(row, "response1") and has(row, "response2") and any(ANNOTATOR.fullmatch(str(name)) for name in row)
+
+
+def _like_tldr(row: Raw, purpose: Purpose) -> bool:
+    return isinstance(row.get("summaries"), list) and isinstance(row.get("info"), Mapping)
+
+
+def _like_ranked(row: Raw, purpose: Purpose) -> bool:
+    lists = any(isinstance(row.get(name), list) for name in RANKED_FIELDS)
+    return has(row, "instruction", "prompt") and lists and not _scored(row)
+
+
+def _like_ultrafeedback(row: Raw, purpose: Purpose) -> bool:
+    return has(row, "instruction", "prompt") and _scored(row)
+
+
+def _like_glaive(row: Raw, purpose: Purpose) -> bool:
+    return isinstance(row.get("chat"), str) and row["chat"].lstrip().startswith("USER:")
+
+
+def _like_text(row: Raw, purpose: Purpose) -> bool:
+    return isinstance(row.get("text"), str)
+
+
+def _like_questions(row: Raw, purpose: Purpose) -> bool:
+    turns = row.get("turns")
+    return isinstance(turns, list) and bool(turns) and all(isinstance(turn, str) for turn in turns)
+
+
 def _has_sides(row: Raw) -> bool:
     return has(row, "chosen", "chosen_messages") and has(row, "rejected", "rejected_messages")
+
+
+def _has_label(row: Raw) -> bool:
+    label: Any = row.get("label")
+    return isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in LABELS)
+
+
+def _scored(row: Raw) -> bool:
+    completions = row.get("completions")
+    return isinstance(completions, list) and any(
+        isinstance(each, Mapping) and "response" in each for each in completions
+    )
+
+
+def _is_single(row: Raw) -> bool:
+    """Whether the row's fields leave one answer, unlabelled, and no instances or comparison."""
+    compared = (_has_sides, _has_label, _scored, lambda row: _like_alpaca_eval(row, "pairs"))
+    lists = any(isinstance(row.get(name), list) for name in (*RANKED_FIELDS, "instances"))
+    return not lists and not _like_votes(row, "pairs") and not any(is_compared(row) for is_compared in compared)
 
 
 FORMATS: Mapping[str, Format] = {
     form.name: form
     for form in (
+        Format(name="alpaca", parse=parse_alpaca, fields="instruction, input, output", matches=_like_alpaca),
         Format(
-            name="alpaca",
-            parse=parse_alpaca,
-            fields="instruction, input, output",
-            matches=_like_alpaca,
+            name="self_instruct",
+            parse=parse_self_instruct,
+            fields="instruction, instances: [{input, output}]",
+            matches=_like_self_instruct,
         ),
+        Format(name="messages", parse=parse_messages, fields="messages: [{role, content}]", matches=_like_messages),
+        Format(name="sharegpt", parse=parse_sharegpt, fields="conversations: [{from, value}]", matches=_like_sharegpt),
         Format(
-            name="messages",
-            parse=parse_messages,
-            fields="messages: [{role, content}]",
-            matches=_like_messages,
-        ),
-        Format(
-            name="sharegpt",
-            parse=parse_sharegpt,
-            fields="conversations: [{from, value}]",
-            matches=_like_sharegpt,
+            name="glaive", parse=parse_glaive, fields="system, chat: 'USER: ... ASSISTANT: ...'", matches=_like_glaive
         ),
         Format(
             name="prompt_completion",
@@ -106,68 +174,75 @@ FORMATS: Mapping[str, Format] = {
             matches=_like_prompt_completion,
         ),
         Format(
+            name="text",
+            parse=parse_text,
+            fields="text",
+            matches=_like_text,
+            serves=("demonstrations",),
+            last_resort=True,
+        ),
+        Format(
+            name="questions",
+            parse=parse_questions,
+            fields="turns: [question]",
+            matches=_like_questions,
+            serves=("prompts",),
+        ),
+        Format(
             name="preference",
             parse=parse_preference,
             fields="prompt or conversations or instruction, chosen, rejected",
             matches=_like_preference,
-            has_pairs=True,
+            serves=ALL,
         ),
         Format(
             name="hh",
             parse=parse_hh,
             fields="chosen, rejected: whole 'Human: ... Assistant: ...' dialogues",
             matches=_like_hh,
-            has_pairs=True,
+            serves=ALL,
+        ),
+        Format(
+            name="kto",
+            parse=parse_kto,
+            fields="an answer as in alpaca, messages or prompt_completion, label: true or false",
+            matches=_like_kto,
+            serves=ALL,
+        ),
+        Format(
+            name="ranked",
+            parse=parse_ranked,
+            fields="prompt or instruction, output or responses: [answer, best first]",
+            matches=_like_ranked,
+            serves=ALL,
+        ),
+        Format(
+            name="votes",
+            parse=parse_votes,
+            fields="instruction, response1, response2, annotator1, ...: 1, 2 or 0",
+            matches=_like_votes,
+            serves=ALL,
+        ),
+        Format(
+            name="ultrafeedback",
+            parse=parse_ultrafeedback,
+            fields="instruction, completions: [{response, score}]",
+            matches=_like_ultrafeedback,
+            serves=ALL,
+        ),
+        Format(
+            name="tldr",
+            parse=parse_tldr,
+            fields="info: {post}, summaries: [{text}, {text}], choice",
+            matches=_like_tldr,
+            serves=ALL,
+        ),
+        Format(
+            name="alpaca_eval",
+            parse=parse_alpaca_eval,
+            fields="instruction or input, output_1, output_2, preference or label: 1 or 2",
+            matches=_like_alpaca_eval,
+            serves=ALL,
         ),
     )
 }
-
-
-def resolve_format(name: str, first: RawRow, purpose: Purpose) -> Recognised:
-    """The format that a recipe names, or for `auto` the one that the first row of the source shows."""
-    if name == "auto":
-        return _recognise(first, purpose)
-    if name not in FORMATS:
-        close = difflib.get_close_matches(name, [*FORMATS, "auto"], n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-        raise RecipeError(f"{first.source}: unknown format {name!r}{hint}; known are auto, {', '.join(FORMATS)}")
-    form = FORMATS[name]
-    if purpose == "pairs" and not form.has_pairs:
-        raise DataError(f"{first.source}: format {name!r} has no pairs; formats with pairs: {_known(purpose)}")
-    return Recognised(form, "named in the recipe")
-
-
-def _recognise(first: RawRow, purpose: Purpose) -> Recognised:
-    row = first.fields
-    if isinstance(row.get("label"), bool) and not _has_sides(row):
-        raise DataError(
-            f"{first.source}: the rows have a boolean `label`, as in binary feedback, so some of the answers are bad "
-            "ones; keep the good rows only, or use them all by naming the format"
-        )
-    # A null is usually a field that a table gives to every row; only where nothing fits it may be a missing value.
-    with_nulls = {key: "" if value is None else value for key, value in row.items()}
-    fitting = _fitting(row, purpose) or _fitting(with_nulls, purpose)
-    usable = [form for form in fitting if form.has_pairs or purpose != "pairs"]
-    keys = ", ".join(map(str, row)) or "no fields"
-    if len(usable) == 1:
-        return Recognised(usable[0], f"the first row has the fields {keys}")
-    names = " or ".join(form.name for form in usable or fitting)
-    if usable:
-        raise DataError(f"{first.source}: the fields of row {first.row} ({keys}) fit {names}; say which with `format:`")
-    if fitting:
-        raise DataError(
-            f"{first.source}: the rows look like {names}, which has no pairs; formats with pairs: {_known(purpose)}"
-        )
-    raise DataError(
-        f"{first.source}: row {first.row} has the fields {keys}, which fit no known format; rename the fields to one "
-        f"of {_known(purpose)}"
-    )
-
-
-def _fitting(row: Raw, purpose: Purpose) -> list[Format]:
-    return [form for form in FORMATS.values() if form.matches(row, purpose)]
-
-
-def _known(purpose: Purpose) -> str:
-    listed = [form for form in FORMATS.values() if form.has_pairs or purpose != "pairs"]
-    return "; ".join(f"{form.name} ({form.fields})" for form in listed)

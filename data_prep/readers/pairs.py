@@ -1,31 +1,48 @@
-"""Formats that hold two answers per prompt: preference in its several spellings, and Anthropic's hh.
+"""Formats that name the better of two answers: preference in its several spellings, Anthropic's hh, and kto's labels.
 
-A function per format, from a raw row to `Parsed` with `rejected` set; it raises `RowFault` where the row does not fit.
+A function per format, from a raw row to `Parsed` with its pair; it raises `RowFault` where the row does not fit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
-from data_prep.readers.demonstrations import Raw, alpaca_prompt, field, has, prompt_of, turns_of
+from data_prep.readers.demonstrations import (
+    Raw,
+    alpaca_prompt,
+    field,
+    has,
+    parse_alpaca,
+    parse_messages,
+    parse_prompt_completion,
+    parse_sharegpt,
+    row_prompt,
+    row_tools,
+    turns_of,
+)
+from data_prep.readers.faults import RowFault
 from data_prep.readers.files import describe
 from data_prep.readers.turns import (
+    Pair,
     Parsed,
-    RowFault,
+    Turns,
+    answer_turn,
     check_prompt,
     messages_of,
     split_final,
     text_of,
     transcript_of,
+    with_tools,
 )
 from data_prep.records import Message
 
-Turns = tuple[Message, ...]
 PROMPT_FIELDS = ("prompt", "instruction", "conversations")
+LABELS = {"true": True, "false": False}
 
 
-def parse_preference(row: Raw) -> Parsed:
+def parse_preference(row: Raw) -> tuple[Parsed, ...]:
     """`chosen` and `rejected`, and a prompt before them.
 
     The prompt is `prompt` (a string or a list of turns), `instruction` with `input` as in alpaca, or `conversations`
@@ -35,32 +52,48 @@ def parse_preference(row: Raw) -> Parsed:
     prompt = _written_prompt(row)
     chosen = _side(field(row, "chosen", "chosen_messages"), "chosen", prompt)
     rejected = _side(field(row, "rejected", "rejected_messages"), "rejected", prompt)
-    return _pair(chosen, rejected, margin_of(row))
+    return _pair(chosen, rejected, row)
 
 
-def parse_hh(row: Raw) -> Parsed:
+def parse_hh(row: Raw) -> tuple[Parsed, ...]:
     """`chosen` and `rejected` as whole dialogues in one text, alike up to the last answer."""
     chosen = transcript_of(text_of(field(row, "chosen"), "chosen"), "chosen")
     rejected = transcript_of(text_of(field(row, "rejected"), "rejected"), "rejected")
     # First, because a side that went astray in the middle usually has its roles out of order as well.
     if chosen[:-1] != rejected[:-1]:
         raise RowFault("prompts_differ", "chosen and rejected differ before their last turns")
-    return _pair(_final(chosen, "chosen"), _final(rejected, "rejected"), margin_of(row))
+    return _pair(_final(chosen, "chosen"), _final(rejected, "rejected"), row)
+
+
+def parse_kto(row: Raw) -> tuple[Parsed, ...]:
+    """`label`: whether the answer of the row, written as in any format of one answer, is a good one."""
+    written = field(row, "label")
+    label = LABELS.get(written.strip().lower()) if isinstance(written, str) else written
+    if not isinstance(label, bool):
+        raise RowFault("wrong_type", f"`label` is {written!r:.40}, expected true or false")
+    if has(row, "messages"):
+        parsed = parse_messages(row)
+    elif has(row, "conversations"):
+        parsed = parse_sharegpt(row)
+    else:
+        parsed = parse_prompt_completion(row) if has(row, "prompt") else parse_alpaca(row)
+    return tuple(replace(each, label=label) for each in parsed)
 
 
 def margin_of(row: Raw) -> float | None:
     """`margin`, or the difference of `score_chosen` and `score_rejected`, where the row has them."""
     if has(row, "margin") and row["margin"] != "":
-        return _number(row["margin"], "margin")
+        return number_of(row["margin"], "margin")
     if has(row, "score_chosen") and has(row, "score_rejected"):
-        return _number(row["score_chosen"], "score_chosen") - _number(row["score_rejected"], "score_rejected")
+        return number_of(row["score_chosen"], "score_chosen") - number_of(row["score_rejected"], "score_rejected")
     return None
 
 
-def _number(value: object, name: str) -> float:
+def number_of(value: object, name: str) -> float:
+    """A finite number, which may be written as text."""
     try:
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise RowFault("wrong_type", f"`{name}` is {value!r:.40}, expected a finite number")
@@ -69,11 +102,11 @@ def _number(value: object, name: str) -> float:
 
 def _written_prompt(row: Raw) -> Turns | None:
     """The prompt as the row writes it apart from the answers, or None."""
-    system = text_of(row.get("system"), "system")
     if has(row, "prompt"):
-        prompt = prompt_of(row["prompt"], "prompt", system)
+        prompt = row_prompt(row)
     elif has(row, "conversations"):
-        prompt = messages_of(row["conversations"], "conversations", system)
+        system = text_of(row.get("system"), "system")
+        prompt = messages_of(row["conversations"], "conversations", system, row_tools(row))
     elif has(row, "instruction"):
         prompt = alpaca_prompt(row)
     else:
@@ -82,13 +115,13 @@ def _written_prompt(row: Raw) -> Turns | None:
     return prompt
 
 
-def _side(value: object, name: str, prompt: Turns | None) -> tuple[Turns, str]:
+def _side(value: object, name: str, prompt: Turns | None) -> tuple[Turns, Message]:
     """The whole prompt of one side and its answer."""
     if value is None or isinstance(value, str):
         if prompt is None:
             wanted = ", ".join(f"`{key}`" for key in PROMPT_FIELDS)
             raise RowFault("missing_field", f"`{name}` is a plain answer and there is no prompt (one of {wanted})")
-        return prompt, text_of(value, name)
+        return prompt, answer_turn(text_of(value, name))
     if not isinstance(value, list | Mapping):
         raise RowFault("wrong_type", f"`{name}` is {describe(value)}, expected a string, a turn or a list of turns")
     turns = turns_of(value, name)
@@ -101,29 +134,32 @@ def _side(value: object, name: str, prompt: Turns | None) -> tuple[Turns, str]:
 
 def _merged(prompt: Turns, turns: Turns, name: str) -> Turns:
     """Turns that begin with the prompt again; a system turn may stand in either of the two."""
-    asked = _without_system(prompt)
-    said = _without_system(turns)
+    asked = _bare(prompt)
+    said = _bare(turns)
     repeats = said[: len(asked)] == asked
     # A prompt that is one string can be the last question of a longer conversation.
     repeats |= len(asked) == 1 and asked[0] in said[:-1]
     if not repeats:
         raise RowFault("prompts_differ", f"the turns of `{name}` do not begin with the prompt")
-    system = tuple(m for m in (*turns, *prompt) if m.role == "system")[:1]
-    return (*system, *said)
+    system = tuple(replace(m, tools=()) for m in (*turns, *prompt) if m.role == "system")[:1]
+    return with_tools((*system, *said), prompt[0].tools)
 
 
-def _without_system(turns: Turns) -> Turns:
-    return tuple(m for m in turns if m.role != "system")
+def _bare(turns: Turns) -> Turns:
+    """The turns without what may stand in one of two copies only."""
+    return tuple(replace(m, tools=()) for m in turns if m.role != "system")
 
 
-def _final(turns: Turns, name: str) -> tuple[Turns, str]:
+def _final(turns: Turns, name: str) -> tuple[Turns, Message]:
     prompt, answer = split_final(turns)
     if answer is None:
         raise RowFault("no_final_answer", f"`{name}` does not end with a turn of the assistant")
     return prompt, answer
 
 
-def _pair(chosen: tuple[Turns, str], rejected: tuple[Turns, str], margin: float | None) -> Parsed:
+def _pair(chosen: tuple[Turns, Message], rejected: tuple[Turns, Message], row: Raw) -> tuple[Parsed, ...]:
     if chosen[0] != rejected[0]:
         raise RowFault("prompts_differ", "chosen and rejected answer different prompts")
-    return Parsed(prompt=chosen[0], answer=chosen[1], rejected=rejected[1], margin=margin)
+    noise = number_of(row["label_noise"], "label_noise") if has(row, "label_noise") else None
+    pair = Pair(chosen=chosen[1], rejected=rejected[1], margin=margin_of(row), label_noise=noise)
+    return (Parsed(prompt=chosen[0], answer=chosen[1], pairs=(pair,)),)

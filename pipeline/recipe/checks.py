@@ -7,6 +7,7 @@ number of processes except `check_batches`, which the launcher calls once it kno
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 from pipeline.errors import RecipeError
@@ -38,6 +39,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
     return [
         *_model(recipe),
         *_data(recipe),
+        *_split(recipe),
         *(problem for name in recipe.stages for problem in _stage(recipe, name)),
     ]
 
@@ -137,13 +139,33 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("data", "chat_template"), text)
 
 
+def _split(recipe: Recipe) -> Iterator[Problem]:
+    """Check that the parts belong to stages and are no more than the whole."""
+    parts, at = recipe.data.split, ("data", "split")
+    kinds = {stage.kind for stage in recipe.stages.values()}
+    possible = list(dict.fromkeys([*recipe.stages, *kinds]))
+    for name in parts:
+        if name not in possible:
+            near = nearest(name, possible)
+            meant = f"; did you mean '{near}'?" if near else f" (there are: {', '.join(sorted(possible))})"
+            yield Problem((*at, name), f"is neither a stage of this recipe nor the kind of one{meant}", at_key=True)
+    total = sum(Fraction(str(part)) for part in parts.values())
+    if total > 1:
+        yield Problem(at, f"the parts add up to {float(total):g}, expected at most 1")
+
+
 def _data_set(name: str, data_set: DataSetSettings) -> Iterator[Problem]:
     weighted = [source.weight is not None for source in data_set.sources]
     for i, source in enumerate(data_set.sources):
         at: KeyPath = ("data", name, "sources", i)
-        if any(weighted) and not weighted[i]:
+        if any(weighted) and not weighted[i] and source.count is None:
             having = [str(j) for j, has in enumerate(weighted) if has]
             yield Problem(at, f"has no weight although source {', '.join(having)} has one; write all weights or none")
+        if source.count is not None and (source.limit is not None or source.weight is not None):
+            other = "limit" if source.limit is not None else "weight"
+            yield Problem(
+                (*at, "count"), f"says exactly how many rows to take, so {other} has no say; keep one of them"
+            )
         if not source.path.strip():
             yield Problem((*at, "path"), "is empty; expected a file, folder, hub id or `builtin:` name")
         if source.revision is not None and source.path.startswith("builtin:"):

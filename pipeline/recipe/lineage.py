@@ -118,6 +118,15 @@ def used_data(recipe: Recipe, stage_name: str) -> tuple[DataName, ...]:
     return (prompts, "sft") if with_demonstrations else (prompts,)
 
 
+def split_part(recipe: Recipe, stage_name: str) -> str | None:
+    """Return the entry of `data.split` that says which prompts a stage trains on; None where it takes all.
+
+    A stage's own name goes before its kind; stages of one kind that go by it have the same prompts.
+    """
+    kind = recipe.stages[stage_name].kind
+    return next((name for name in (stage_name, kind) if name in recipe.data.split), None)
+
+
 def prompts_from(recipe: Recipe) -> DataName | None:
     """Return the data set whose prompts are answered: what is written, else preference, else sft."""
     if recipe.data.prompts.from_ is not None:

@@ -13,6 +13,10 @@ from pydantic import Field
 from pipeline.recipe.settings import Fraction, PositiveFloat, PositiveInt, Settings, StageName
 from pipeline.recipe.stage_settings import AnyStage
 
+DataFormat = Literal[
+    "auto", "alpaca", "self_instruct", "messages", "sharegpt", "glaive", "prompt_completion", "text", "questions",
+    "preference", "hh", "kto", "ranked", "votes", "ultrafeedback", "tldr", "alpaca_eval",
+]  # fmt: skip
 EvaluationTask = Literal["perplexity", "preference", "kl", "rules", "score"]
 
 
@@ -54,12 +58,24 @@ class SourceSettings(Settings):
     """One file, folder or hub data set."""
 
     path: str = Field(description="File, folder, hub id (`owner/name`) or `builtin:` name.")
-    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "preference", "hh"] = Field(
-        "auto", description="How its rows are written; auto recognises it and prints what it recognised."
+    format: DataFormat = Field(
+        "auto", description="How its rows are written; auto recognises it by the first row and reports by what."
+    )
+    map: dict[str, str] = Field(
+        default_factory=dict,
+        description="Fields of other names: {prompt: question, chosen: answers.best}; dots reach into objects.",
+    )
+    on_bad_row: Literal["fail", "quarantine"] = Field(
+        "fail",
+        description="fail: stop at a row that cannot be read, and where rows are of another format. quarantine: set "
+        "every faulty row aside in quarantine.jsonl and go on; more bad rows than good ones stop it all the same.",
     )
     revision: str | None = Field(None, description="Commit or tag of a hub data set.")
     split: str = Field("train", description="Split of a hub data set.")
     limit: PositiveInt | None = Field(None, description="At most so many training rows, drawn with the recipe's seed.")
+    count: PositiveInt | None = Field(
+        None, description="Exactly so many training rows, drawn with the recipe's seed; too few are an error."
+    )
     weight: PositiveFloat | None = Field(
         None, description="Share of this source in the mixture, relative to the other sources' weights."
     )
@@ -76,6 +92,11 @@ class DataSetSettings(Settings):
         0.05, description="Share of prompts held out, chosen by a hash of the prompt (rows may name their own split)."
     )
     eval_limit: PositiveInt = Field(256, description="At most so many held-out rows are evaluated.")
+    shuffle: bool = Field(
+        False,
+        description="List training rows in an order drawn with the seed, not source by source. (Trainers draw their "
+        "batches at random in any case.)",
+    )
 
 
 class PromptSettings(Settings):
@@ -96,6 +117,11 @@ class DataSettings(Settings):
     chat_template: str = Field(
         "auto",
         description="auto: the tokenizer's own, else `plain`. Or `plain`, `alpaca`, `chatml`, or a .jinja file.",
+    )
+    split: dict[str, PositiveFloat] = Field(
+        default_factory=dict,
+        description="Divides training prompts among stages: {sft: 0.2, reward: 0.4, ppo: 0.4}, by stage name or kind. "
+        "No prompt is in two parts; a stage that is not named takes all.",
     )
 
 

@@ -79,7 +79,7 @@ def _blocks_in(annotation: Any, at: str) -> Iterator[tuple[str, type[BaseModel]]
             yield at, member
         elif get_origin(member) is tuple:
             yield from _blocks_in(arguments[0], at + ENTRY)
-        elif get_origin(member) is dict and arguments[1] is not Any:
+        elif get_origin(member) is dict and any(is_block(each) for each in members(arguments[1])):
             yield from ((f"{at}.{kind}", model) for kind, model in STAGE_KINDS.items())
 
 

@@ -62,7 +62,9 @@ def run(context: StageContext) -> StageResult:
     precision = resolve_precision(settings.precision)
     policy = load_policy(context, parent, precision=precision, dropout=False)
     reference = None if policy.form == "adapter" else load_reference(context, parent, precision)
-    train, held_out, report = encode_pairs(context.recipe.data, ChatFormatter(policy.tokenizer), context.recipe.seed)
+    train, held_out, report = encode_pairs(
+        context.recipe.data, ChatFormatter(policy.tokenizer), context.recipe.seed, context.data_part, context.aside
+    )
     held_out = unseen_pairs(held_out, context, report)
     context.console.say(f"{len(train.rows)} pairs to train on, {len(held_out.rows)} held out")
     arguments = training_arguments(

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.build import encode, encode_demonstrations, prompts, without_seen
+from data_prep.build import QUARANTINE, encode, encode_demonstrations, prompts, without_seen
 from data_prep.chat import ChatFormatter
 from data_prep.clean import limit_records
+from data_prep.readers import write_quarantine
 from data_prep.records import Prompt
 from pipeline.context import StageContext
 from pipeline.errors import DataError, RecipeError, TrivetError
@@ -177,7 +178,9 @@ def make_prompts(
         RecipeError: prompts and answers do not fit in the model's context.
     """
     recipe = context.recipe
-    found = prompts(recipe.data, recipe.seed)
+    found = prompts(recipe.data, recipe.seed, context.data_part)
+    if context.ranks.is_first:
+        write_quarantine(context.folder / QUARANTINE, found.quarantined)
     longest = recipe.data.prompts.max_prompt_length
     train, held_out = found.train, without_seen(found.held_out, seen)
     if any(source.from_ == RULES for source in reward_sources(recipe, context.stage)):

@@ -34,7 +34,9 @@ def run(context: StageContext) -> StageResult:
     require_same_base(context)
     require_same_tokenizer(context, description)
     formatter = ChatFormatter(tokenizer)
-    train, held_out, report = encode_pairs(context.recipe.data, formatter, context.recipe.seed)
+    train, held_out, report = encode_pairs(
+        context.recipe.data, formatter, context.recipe.seed, context.data_part, context.aside
+    )
     held_out = unseen_pairs(held_out, context, report)
     asked = questions(context, formatter, train, held_out)
     context.console.say(f"{len(train.rows)} pairs to train on, {len(held_out.rows)} held out")

@@ -67,7 +67,8 @@ def _references(context: StageContext, formatter: ChatFormatter, train: Pairs) -
         return [[*row.prompt_ids, *row.chosen_ids] for row in picked], "data.preference, chosen answers"
     found = demonstrations(data, context.recipe.seed)
     limit = data.sft.max_length
-    records = limit_records(found.train, MOST_REFERENCES, EVALUATION_SEED)
+    answers = [record for record in found.train if not record.is_text]
+    records = limit_records(answers, MOST_REFERENCES, EVALUATION_SEED)
     encoded = encode(records, lambda record: formatter.demonstration(record, limit), found.report)
     if not encoded.rows:
         raise DataError(

@@ -37,7 +37,7 @@ def run(context: StageContext) -> StageResult:
     precision = resolve_precision(settings.precision)
     policy = load_policy(context, parent, precision=precision, dropout=True)
     train, held_out, report = encode_demonstrations(
-        context.recipe.data, ChatFormatter(policy.tokenizer), context.recipe.seed
+        context.recipe.data, ChatFormatter(policy.tokenizer), context.recipe.seed, context.data_part, context.aside
     )
     context.console.say(f"{len(train.rows)} rows to train on, {len(held_out.rows)} held out")
     scorer = Scorer(

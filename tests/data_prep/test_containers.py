@@ -167,7 +167,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "open quote": (_file("a.csv", b'a,b\n1,2\n3,"x\n4,5\n'), ["a.csv:3:", "quote"]),
     "double column": (_file("a.csv", b"a,a\n1,2\n"), ["a.csv:1:", "every column once"]),
     "semicolons": (_file("a.csv", b"a;b\n1;2\n"), ["a.csv:1:", "semicolon"]),
-    "unknown suffix": (_file("a.txt", b"words"), ["'.txt'", ".jsonl"]),
+    "unknown suffix": (_file("a.doc", b"words"), ["'.doc'", ".jsonl"]),
     "not parquet": (_file("a.parquet", b"PAR1 no"), ["a.parquet", "Parquet"]),
     "folder without data": (_folder(["README.md"]), ["no data file"]),
     "data one level down": (_folder(["train/a.json", "test/a.json"]), ["subfolders (test, train)"]),

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from data_prep.readers import FORMATS, ReadResult, SourceSpec, read_demonstrations, read_pairs, read_prompts
 from data_prep.readers.containers import RawRow
-from data_prep.readers.formats import resolve_format
-from data_prep.readers.read import SPLITS
+from data_prep.readers.make import SPLITS
+from data_prep.readers.recognise import resolve_format
 from data_prep.records import Demonstration, Message, PreferencePair, Prompt
 from pipeline.errors import DataError, RecipeError
+from pipeline.recipe.schema import DataFormat
 
 S = Message(role="system", content="Be brief.")
 U = Message(role="user", content="Hi?")
@@ -198,7 +199,8 @@ def test_margin_and_fault(write, fields: dict[str, Any], margin: float | None) -
         ({"instruction": "a", "output": "b", "messages": openai(U, A)}, "fit alpaca or messages; say which"),
         ({"question": "a", "answer": "b"}, "the fields question, answer, which fit no known format.*alpaca .*hh "),
         ({"chosen": "a", "rejected": "b"}, "and there is no prompt"),
-        ({"messages": openai(U, A), "label": True}, "binary feedback"),
+        ({"messages": openai(U, A), "prompt": "Hi?", "completion": "Hello."}, "fit messages or prompt_completion; say"),
+        ({"turns": ["a", "b"]}, "look like questions, which has no answers to imitate; formats with answers: alpaca"),
     ],
 )
 def test_recognition_refuses_to_guess(write, row: dict[str, Any], message: str) -> None:
@@ -231,8 +233,9 @@ def test_an_unknown_format_names_its_neighbour(write) -> None:
 
 
 def test_formats_have_the_names_that_recipes_use() -> None:
-    assert list(FORMATS) == ["alpaca", "messages", "sharegpt", "prompt_completion", "preference", "hh"]
-    assert all(resolve_format(name, RawRow("x", 1, {}), "prompts").format.name == name for name in FORMATS)
+    assert {"auto", *FORMATS} == set(get_args(DataFormat))
+    for name, form in FORMATS.items():
+        assert resolve_format(name, RawRow("x", 1, {}), form.serves[0]).format.name == name
 
 
 # Bad rows
@@ -246,7 +249,6 @@ GOOD_ROWS: dict[str, dict[str, Any]] = {
 EMPTY_A = Message(role="assistant", content=" \n")
 EMPTY_U = Message(role="user", content="")
 IMAGE = {"role": "user", "content": [{"type": "image", "image": "x.png"}, {"type": "text", "text": "What is it?"}]}
-CALL = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
 FAULTS: list[tuple[str, str, dict[str, Any], str]] = [
     ("structural", "missing_field", {"instruction": "Hi?"}, "no field with an answer (found: instruction)"),
     ("structural", "missing_field", {"output": "Hello."}, "no field `instruction` (found: output)"),
@@ -283,7 +285,9 @@ FAULTS: list[tuple[str, str, dict[str, Any], str]] = [
     ("content", "empty_answer", {"messages": openai(U, EMPTY_A)}, ""),
     ("content", "empty_answer", {"messages": openai(U, EMPTY_A, U2, A2)}, ""),
     ("content", "non_text_content", {"messages": [IMAGE, *openai(A)]}, ""),
-    ("content", "non_text_content", {"messages": [*openai(U), CALL]}, ""),
+    ("content", "bad_tool_call", {"messages": [*openai(U), {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, ""),
+    ("content", "bad_tool_call", {"messages": [*openai(U), {"role": "function_call", "content": "f(1)"}]}, ""),
+    ("content", "bad_tools", {"messages": openai(U, A), "tools": "search"}, ""),
     ("content", "identical_pair", {"prompt": "Hi?", "chosen": "a  b\n", "rejected": "a b"}, ""),
     ("content", "empty_answer", {"prompt": "Hi?", "chosen": "a", "rejected": ""}, ""),
     ("content", "prompts_differ", {"prompt": "Hi?", "chosen": openai(U2, A), "rejected": openai(U2, A2)}, ""),

@@ -77,10 +77,8 @@ def _complete(pair: PreferencePair) -> bool:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("preference/oaast_rm_zh.json", "`output` is a list, expected a string"),
-        ("llama_factory/kto_en_demo.json", "binary feedback"),
         ("alpaca_zh/belle_eval_set_400.jsonl", "question, std_answer, class, which fit no known format"),
-        ("llama_factory/wiki_demo.txt", "unknown kind of file '.txt'"),
+        ("mt_bench/question.jsonl", "look like questions, which has no answers to imitate"),
     ],
 )
 def test_files_of_other_kinds_are_refused_in_words(name: str, message: str) -> None:

@@ -54,9 +54,12 @@ def test_only_what_comes_before_the_first_answer_counts() -> None:
     assert prompt_hash((turn("user", "a"), turn("tool", "b"))) != prompt_hash((turn("user", "a"), turn("user", "b")))
 
 
-def test_a_conversation_without_a_prompt_has_no_place() -> None:
-    with pytest.raises(ValueError, match="needs a turn before"):
-        prompt_hash((turn("assistant", "Hello."),))
+def test_plain_text_has_its_place_by_the_whole_of_it() -> None:
+    assert prompt_hash((turn("assistant", "Hello."),)) == prompt_hash((turn("assistant", " hello. "),))
+    assert prompt_hash((turn("assistant", "Hello."),)) != prompt_hash((turn("assistant", "Bye."),))
+    assert prompt_hash((turn("assistant", "Hello."),)) != prompt_hash((turn("user", "Hello."),))
+    with pytest.raises(ValueError, match="needs a turn"):
+        prompt_hash(())
 
 
 @pytest.mark.parametrize("variant", ["why IS it so?", "  Why is\tit\n\nso?  ", "Why\u3000is it\u00a0so?"])
