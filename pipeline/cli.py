@@ -1,4 +1,4 @@
-"""The command line: `trivet run`, `trivet plan`, `trivet schema`. Light until there is work to do."""
+"""The command line: `trivet run`, `trivet plan`, `trivet data`, `trivet schema`. Light until there is work to do."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.console import Console, terminal_console
+from pipeline.data_commands import register
 from pipeline.errors import BusyError, PreemptedError, RecipeError, TrivetError
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe_arguments(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.set_defaults(action=_plan)
+    data = commands.add_parser("data", help="convert data and look at it")
+    register(data.add_subparsers(dest="data_command", required=True, metavar="COMMAND"))
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(action=_schema)
     return parser

@@ -36,6 +36,7 @@ LAYERS: dict[str, int] = {
     # L5: the chain and the command line
     "pipeline.plan": 5, "pipeline.ledger": 5, "pipeline.results": 5, "pipeline.locks": 5, "pipeline.peers": 5,
     "pipeline.processes": 5, "pipeline.supervisor": 5, "pipeline.worker": 5, "pipeline.cli": 5, "pipeline.run": 5,
+    "pipeline.data_commands": 5,
 }  # fmt: skip
 SHARED_BY_STAGES = {"pipeline.stages.offline", "pipeline.stages.pairs", "pipeline.stages.policy"}
 LIGHT = ("pipeline", "pipeline.cli", "pipeline.recipe", "pipeline.supervisor", "evaluation.report")
