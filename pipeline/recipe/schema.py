@@ -94,8 +94,8 @@ class DataSetSettings(Settings):
     eval_limit: PositiveInt = Field(256, description="At most so many held-out rows are evaluated.")
     shuffle: bool = Field(
         False,
-        description="List training rows in an order drawn with the seed, not source by source. (Trainers draw their "
-        "batches at random in any case.)",
+        description="List training rows in an order drawn with the seed, not source by source; trainers draw their "
+        "batches at random in any case.",
     )
 
 

@@ -64,7 +64,11 @@ MISTAKES: dict[str, tuple[str, str, list[str]]] = {
     "key with a line break": ("limit: 100", '"a\\nb": 1', [":11: data.preference.sources.0.a\\nb: unknown key"]),
     "value on its own line": ("beta: 0.1", "beta:\n      x", ["r.yaml:17: stages.dpo.beta: ", "found 'x'"]),
     "typo that looks like a secret": ("tasks: [perplexity, kl]", "max_new_token: 3", [":19: ", "'max_new_tokens'"]),
-    "nonsense key": ("limit: 100", "zzz: 1", [":11: ", "keys here are path, format, revision, split, limit, weight"]),
+    "nonsense key": (
+        "limit: 100",
+        "zzz: 1",
+        [":11: ", "keys here are path, format, map, on_bad_row, revision, split, limit, "],
+    ),
     "hub token": ("limit: 100", "hub_token: hf_abc", [":11: data.preference.sources.0.hub_token", "environment"]),
     "api key": ("tracking:", "tracking: {wandb: {api_key: abc}}", [":20: tracking.wandb.api_key", "environment"]),
     "password": ("seed: 17", "password: x", ["r.yaml:2: password", "environment"]),
