@@ -66,6 +66,19 @@ def choose_purpose(spec: SourceSpec) -> Purpose:
     return "demonstrations"
 
 
+def check_output(output: Path) -> None:
+    """Refuse an output before anything is read.
+
+    Raises:
+        DataError: its name ends in none of `SUFFIXES`.
+        DiskError: its folder does not exist.
+    """
+    if output.suffix not in SUFFIXES:
+        raise DataError(f"{output}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    if not output.parent.is_dir():
+        raise DiskError(f"{output}: cannot be written (there is no folder {output.parent}); make it or name another")
+
+
 def convert(specs: list[SourceSpec], output: Path, *, purpose: Purpose, limit: int | None = None) -> list[Converted]:
     """Write the records of all sources into one file; with a limit, the first so many of each.
 
@@ -79,8 +92,7 @@ def convert(specs: list[SourceSpec], output: Path, *, purpose: Purpose, limit: i
         DataError: a source cannot be read; nothing is left under the output's name.
         DiskError: the output cannot be written.
     """
-    if output.suffix not in SUFFIXES:
-        raise DataError(f"{output}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    check_output(output)
     done: list[Converted] = []
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
     write = _write_parquet if output.suffix == ".parquet" else _write_lines

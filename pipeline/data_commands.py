@@ -49,7 +49,7 @@ def _positive(text: str) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from data_prep.convert import choose_purpose, convert
+    from data_prep.convert import check_output, choose_purpose, convert
     from data_prep.readers import SourceSpec, write_quarantine
 
     fields = dict(_field(text) for text in options.fields)
@@ -58,6 +58,7 @@ def _convert(options: argparse.Namespace) -> int:
         SourceSpec(path=path, format=options.format, map=fields, on_bad_row=policy)  # type: ignore[arg-type]
         for path in options.files
     ]
+    check_output(Path(options.output))
     purpose = options.purpose or choose_purpose(specs[0])
     done = convert(specs, Path(options.output), purpose=purpose, limit=options.limit)
     if options.quarantine:
