@@ -165,7 +165,7 @@ def test_every_file_is_recognised_and_counted(name: str) -> None:
     ("name", "fields", "rows"),
     [
         ("gsm8k/train_2000.jsonl", {"instruction": "question", "output": "answer"}, 2_000),
-        ("alpaca_zh/belle_eval_set_400.jsonl", {"instruction": "question", "output": "std_answer"}, 400),
+        ("alpaca_zh/belle_eval_set_400.jsonl", {"instruction": "question", "output": "std_answer"}, 244),
         ("bbh/date_understanding.json", {"instruction": "input", "output": "target"}, 250),
         ("truthfulqa/TruthfulQA_500.csv", {"instruction": "Question", "output": "Best Answer"}, 500),
     ],
