@@ -1,34 +1,58 @@
-"""From a recipe's data settings to the records a stage trains on and those it is judged by.
+"""From a recipe's data settings to the tokens that a stage trains on.
 
-The path of a row: `readers` (raw row -> record), `split` (train or held out, by its prompt), `clean` (duplicates),
-`limit` and weights, then `chat` (record -> tokens). Every row that falls out on the way is counted under a reason,
-and the counts travel with the artefact into the report.
+`data_sets` gives the records (readers, split, cleaning, duplicates, mixture), `chat` turns them into tokens here. What
+falls out on the way is counted under a reason, and the counts travel with the artefact into the report. Large sets are
+kept by `cache`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from data_prep.cache import Kept, Part, kept_or_made
 from data_prep.chat import ChatFormatter, EncodedDemonstration, EncodedPair, UnusableRow
-from data_prep.clean import drop_duplicates, limit_records
-from data_prep.mixture import draw, shuffled
-from data_prep.readers import (
-    BadRow,
-    ReadResult,
-    SourceSpec,
-    read_demonstrations,
-    read_pairs,
-    read_prompts,
-    write_quarantine,
+from data_prep.cleaning import Dropped
+from data_prep.cleaning.dropped import Finding
+from data_prep.data_sets import (
+    EVALUATION_SEED,
+    DataSet,
+    demonstrations,
+    held_out_fraction,
+    preference_pairs,
+    prompts,
 )
+from data_prep.readers import BadRow, write_quarantine
 from data_prep.records import Demonstration, PreferencePair, Prompt
-from data_prep.split import Share, Split, prompt_hash, prompt_messages, shares_of, split_records
+from data_prep.row_statistics import demonstration_statistics, pair_statistics
+from data_prep.split import prompt_hash, prompt_messages
+from data_prep.workers import mapped
 from pipeline.errors import DataError
-from pipeline.recipe.schema import DataSetSettings, DataSettings, SourceSettings
+from pipeline.recipe.cleaning_settings import CleanSettings
+from pipeline.recipe.schema import DataSettings
+
+__all__ = [
+    "EVALUATION_SEED",
+    "MAX_EXAMPLES",
+    "QUARANTINE",
+    "DataSet",
+    "EncodedSet",
+    "demonstrations",
+    "encode",
+    "encode_demonstrations",
+    "encode_each",
+    "encode_pairs",
+    "held_out_fraction",
+    "leave_aside",
+    "preference_pairs",
+    "prompt_hashes",
+    "prompts",
+    "without_seen",
+]
 
 R = TypeVar("R", Demonstration, PreferencePair, Prompt)
 
@@ -42,23 +66,21 @@ class Encoded(Protocol):
 
 
 E = TypeVar("E", bound=Encoded)
+Rated = TypeVar("Rated", EncodedDemonstration, EncodedPair)
 
 QUARANTINE = "quarantine.jsonl"
 """In an artefact: the rows of its data that could not be used, each with place, reason and content."""
-EVALUATION_SEED = 0
-"""Held-out rows are chosen alike whatever the recipe's seed, so that runs which differ by seed are comparable."""
+_WORTH_WORKERS = 20_000
+"""Rows from which tokenising in several processes repays starting them."""
+MAX_EXAMPLES = 12
+"""Rows named in a report, of those that could not be encoded."""
 
 
 @dataclass(frozen=True, slots=True)
-class DataSet(Generic[R]):
-    """Records of one kind, divided, with the account of every row that was read."""
+class _Unusable:
+    """In place of a row that cannot be trained on; a value, as exceptions do not come back from workers one by one."""
 
-    name: str
-    train: list[R]
-    held_out: list[R]
-    report: dict[str, Any]
-    quarantined: list[BadRow]
-    """Rows that were set aside (`on_bad_row: quarantine`), of all sources."""
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,69 +89,50 @@ class EncodedSet(Generic[R, E]):
 
     records: list[R]
     rows: list[E]
-
-
-def demonstrations(data: DataSettings, seed: int, part: str | None = None) -> DataSet[Demonstration]:
-    """The demonstrations of `data.sft`; `part` is the entry of `data.split` whose prompts may train, None for all."""
-    assert data.sft is not None
-    return _load("sft", data.sft, read_demonstrations, held_out_fraction(data), seed, _share(data, part))
-
-
-def preference_pairs(data: DataSettings, seed: int, part: str | None = None) -> DataSet[PreferencePair]:
-    """The pairs of `data.preference`; `part` as for `demonstrations`."""
-    assert data.preference is not None
-    return _load("preference", data.preference, read_pairs, held_out_fraction(data), seed, _share(data, part))
-
-
-def prompts(data: DataSettings, seed: int = EVALUATION_SEED, part: str | None = None) -> DataSet[Prompt]:
-    """Prompts to answer, from the data set that `data.prompts.from` names; no stage trains on the held-out ones.
-
-    Args:
-        data: of the recipe.
-        seed: draws the training part where there is a limit; the held-out part is always the same.
-        part: as for `demonstrations`.
-    """
-    name = data.prompts.from_ or ("preference" if data.preference else "sft")
-    settings = data.preference if name == "preference" else data.sft
-    assert settings is not None
-    return _load(name, settings, read_prompts, held_out_fraction(data), seed, _share(data, part))
-
-
-def _share(data: DataSettings, part: str | None) -> Share | None:
-    return None if part is None else shares_of(data.split)[part]
-
-
-def held_out_fraction(data: DataSettings) -> float:
-    """The largest `eval_fraction`: a prompt held out of one data set trains in none of the others."""
-    return max(part.eval_fraction for part in (data.sft, data.preference) if part is not None)
+    dropped: list[Dropped] = field(default_factory=list)
+    """What could not be tokenised; of the training part also what cleaning took out before."""
 
 
 def encode(records: Sequence[R], encoder: Callable[[R], E], report: dict[str, Any]) -> EncodedSet[R, E]:
-    """Tokenise records; those that cannot be used are counted in `report["dropped"]`.
+    """Tokenise records, each as one row; those that cannot be used are counted in `report["dropped"]`.
 
     Args:
         records: of one kind.
         encoder: a method of `ChatFormatter`, bound to its length limit; raises `UnusableRow`.
-        report: of the data set, completed in place: drops by reason, cut prompts, token statistics.
+        report: of the data set, completed in place: drops by reason with a few examples, cut prompts.
     """
     return encode_each(records, lambda record: [encoder(record)], report)
 
 
-def encode_each(records: Sequence[R], encoder: Callable[[R], list[E]], report: dict[str, Any]) -> EncodedSet[R, E]:
-    """As `encode`, for an encoder that may make several rows of one record, which then stands beside each of them."""
+def encode_each(
+    records: Sequence[R], encoder: Callable[[R], list[E]], report: dict[str, Any], *, workers: bool = False
+) -> EncodedSet[R, E]:
+    """As `encode`, for an encoder that may make several rows of one record, which then stands beside each of them.
+
+    Args:
+        records: of one kind.
+        encoder: as for `encode`.
+        report: as for `encode`.
+        workers: whether many records may be encoded in several processes; the encoder can then be pickled.
+    """
     kept: list[R] = []
     rows: list[E] = []
+    unusable: list[Dropped] = []
     dropped: Counter[str] = Counter(report["dropped"])
-    for record in records:
-        try:
-            made = encoder(record)
-            rows += made
-            kept += [record] * len(made)
-        except UnusableRow as reason:
-            dropped[str(reason)] += 1
+    examples = report.setdefault("dropped_examples", [])
+    results = mapped(partial(_tried, encoder), records, _WORTH_WORKERS if workers else len(records) + 1)
+    for record, result in zip(records, results, strict=True):
+        if isinstance(result, _Unusable):
+            dropped[result.reason] += 1
+            unusable.append(Dropped(record, Finding(result.reason)))
+            if len(examples) < MAX_EXAMPLES:
+                examples.append([record.origin.source, record.origin.row, result.reason])
+        else:
+            rows += result
+            kept += [record] * len(result)
     report["dropped"] = dict(dropped)
     report["prompts_truncated"] = report.get("prompts_truncated", 0) + sum(row.prompt_cut for row in rows)
-    return EncodedSet(kept, rows)
+    return EncodedSet(kept, rows, unusable)
 
 
 def encode_demonstrations(
@@ -149,14 +152,21 @@ def encode_demonstrations(
     Raises:
         DataError: nothing is left to train on; the message says what removed most.
     """
-    found = demonstrations(data, seed, part)
     assert data.sft is not None
-    limit = data.sft.max_length
-    train = encode_each(found.train, lambda record: formatter.demonstrations(record, limit), found.report)
-    held_out = encode_each(found.held_out, lambda record: formatter.demonstrations(record, limit), found.report)
-    _leave(found.quarantined, aside)
-    _finish(found.report, train, held_out, [len(row.input_ids) for row in train.rows], limit)
-    return train, held_out, found.report
+    settings = data.sft
+
+    def make() -> Kept:
+        found = demonstrations(data, seed, part)
+        leave_aside(found.quarantined, aside)
+        limit = settings.max_length
+        encoder = partial(formatter.demonstrations, max_length=limit)
+        train = encode_each(found.train, partial(_of_length, settings.clean, encoder), found.report, workers=True)
+        held_out = encode_each(found.held_out, encoder, found.report)
+        _finish(found.report, train, held_out, [len(row.input_ids) for row in train.rows], limit)
+        found.report["statistics"] = demonstration_statistics(train.records, train.rows)
+        return _kept(found, train, held_out)
+
+    return _opened(kept_or_made("sft", data, formatter.tokenizer, seed, make, part), aside)
 
 
 def encode_pairs(
@@ -167,18 +177,26 @@ def encode_pairs(
     Raises:
         DataError: nothing is left to train on; the message says what removed most.
     """
-    found = preference_pairs(data, seed, part)
     assert data.preference is not None
-    limit = data.preference.max_length
-    train = encode(found.train, lambda record: formatter.pair(record, limit), found.report)
-    held_out = encode(found.held_out, lambda record: formatter.pair(record, limit), found.report)
-    _leave(found.quarantined, aside)
-    lengths = [len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids)) for row in train.rows]
-    _finish(found.report, train, held_out, lengths, limit)
-    return train, held_out, found.report
+    settings = data.preference
+
+    def make() -> Kept:
+        found = preference_pairs(data, seed, part)
+        leave_aside(found.quarantined, aside)
+        limit = settings.max_length
+        encoder = partial(_one_row, partial(formatter.pair, max_length=limit))
+        train = encode_each(found.train, partial(_of_length, settings.clean, encoder), found.report, workers=True)
+        held_out = encode_each(found.held_out, encoder, found.report)
+        lengths = [len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids)) for row in train.rows]
+        _finish(found.report, train, held_out, lengths, limit)
+        found.report["statistics"] = pair_statistics(train.records, train.rows)
+        return _kept(found, train, held_out)
+
+    return _opened(kept_or_made("preference", data, formatter.tokenizer, seed, make, part), aside)
 
 
-def _leave(quarantined: Sequence[BadRow], aside: Path | None) -> None:
+def leave_aside(quarantined: Sequence[BadRow], aside: Path | None) -> None:
+    """Write rows that were set aside into a stage's folder; None on ranks that leave that to the first."""
     if aside is not None:
         write_quarantine(aside / QUARANTINE, quarantined)
 
@@ -193,88 +211,44 @@ def without_seen(records: Sequence[R], seen: frozenset[str]) -> list[R]:
     return [record for record in records if prompt_hash(prompt_messages(record)) not in seen]
 
 
-def _load(
-    name: str,
-    settings: DataSetSettings,
-    read: Callable[[SourceSpec], ReadResult[R]],
-    held_out: float,
-    seed: int,
-    share: Share | None,
-) -> DataSet[R]:
-    usable: list[tuple[SourceSettings, list[R]]] = []
-    evaluation: list[list[R]] = []
-    dropped: Counter[str] = Counter()
-    results: list[ReadResult[R]] = []
-    for source in settings.sources:
-        result = read(_spec(source))
-        parts: Split[R] = split_records(result.records, settings.eval_fraction, held_out)
-        mine = parts.train if share is None else [r for r in parts.train if share.holds(_hash(r))]
-        train = drop_duplicates(mine)
-        usable.append((source, train.records))
-        evaluation.append(parts.eval)
-        dropped.update(train.dropped)
-        dropped["held_out_by_another_set"] += len(parts.held_elsewhere)
-        dropped["prompt_is_held_out"] += len(parts.forbidden)
-        dropped["other_stages_part"] += len(parts.train) - len(mine)
-        results.append(result)
-    mixture = draw(usable, seed)
-    dropped.update(mixture.dropped)
-    train_rows = drop_duplicates(mixture.records)
-    dropped.update(train_rows.dropped)
-    every_held_out = drop_duplicates([record for part in evaluation for record in part]).records
-    limited = limit_records(every_held_out, settings.eval_limit, EVALUATION_SEED)
-    dropped["held_out_over_limit"] += len(every_held_out) - len(limited)
-    ordered = shuffled(train_rows.records, seed) if settings.shuffle else list(train_rows.records)
-    sources = [
-        _source_report(source, result)
-        | {"train": len(_among(part, train_rows.records)), "held_out": len(_among(held, limited))}
-        for source, result, part, held in zip(settings.sources, results, mixture.parts, evaluation, strict=True)
-    ]
-    report = {"sources": sources, "dropped": {reason: count for reason, count in dropped.items() if count}}
-    report |= _noise_report(ordered)
-    quarantined = [row for result in results for row in result.quarantined]
-    return DataSet(name, ordered, limited, report, quarantined)
+def _one_row(encoder: Callable[[R], E], record: R) -> list[E]:
+    return [encoder(record)]
 
 
-def _noise_report(records: Sequence[Demonstration | PreferencePair | Prompt]) -> dict[str, Any]:
-    """How often a pair's label is wrong by its annotators' votes: what a loss's `label_smoothing` may start from."""
-    noise = [r.label_noise for r in records if isinstance(r, PreferencePair) and r.label_noise is not None]
-    return {"label_noise": {"pairs": len(noise), "mean": round(sum(noise) / len(noise), 4)}} if noise else {}
+def _tried(encoder: Callable[[R], list[E]], record: R) -> list[E] | _Unusable:
+    try:
+        return encoder(record)
+    except UnusableRow as reason:
+        return _Unusable(str(reason))
 
 
-def _spec(source: SourceSettings) -> SourceSpec:
-    return SourceSpec(
-        path=source.path,
-        format=source.format,
-        revision=source.revision,
-        split=source.split,
-        map=source.map,
-        on_bad_row=source.on_bad_row,
+def _kept(found: DataSet[Any], train: EncodedSet[Any, Any], held_out: EncodedSet[Any, Any]) -> Kept:
+    return Kept(
+        Part(train.records, train.rows, [*found.dropped, *train.dropped]),
+        Part(held_out.records, held_out.rows, held_out.dropped),
+        found.report,
+        found.quarantined,
     )
 
 
-def _hash(record: Demonstration | PreferencePair | Prompt) -> str:
-    return prompt_hash(prompt_messages(record))
+def _opened(kept: Kept, aside: Path | None) -> tuple[EncodedSet[Any, Any], EncodedSet[Any, Any], dict[str, Any]]:
+    leave_aside(kept.quarantined, aside)
+    return EncodedSet(*kept.train), EncodedSet(*kept.held_out), kept.report
 
 
-def _among(records: Sequence[R], chosen: Sequence[R]) -> list[R]:
-    """Those of the records that were chosen; identity counts, since equal ones may come from two sources."""
-    identities = set(map(id, chosen))
-    return [record for record in records if id(record) in identities]
+def _of_length(clean: CleanSettings, encoder: Callable[[R], list[Rated]], record: R) -> list[Rated]:
+    """Encode a record whose answer (of plain text, the whole) has as many tokens as it should.
 
-
-def _source_report(source: SourceSettings, result: ReadResult[Any]) -> dict[str, Any]:
-    return {
-        "path": source.path,
-        "format": result.format,
-        "recognised_by": result.why,
-        "rows_read": result.rows_read,
-        "kept": result.rows_kept,
-        "records": len(result.records),
-        "dropped": result.dropped,
-        "quarantined": dict(Counter(bad.reason for bad in result.quarantined)),
-        "dropped_examples": [[row, reason] for row, reason in result.examples],
-    }
+    Raises:
+        UnusableRow: `min_tokens`, `max_tokens`, or what the encoder raises.
+    """
+    rows = encoder(record)
+    tokens = sum(len(row.chosen_ids) if isinstance(row, EncodedPair) else sum(row.response_mask) for row in rows)
+    if clean.min_tokens is not None and tokens < clean.min_tokens:
+        raise UnusableRow("min_tokens")
+    if clean.max_tokens is not None and tokens > clean.max_tokens:
+        raise UnusableRow("max_tokens")
+    return rows
 
 
 def _finish(

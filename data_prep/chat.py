@@ -44,6 +44,13 @@ class EncodedPair:
     rejected_ids: list[int]
     prompt_cut: bool
 
+    def answers(self) -> list[tuple[list[int], list[bool]]]:
+        """Both answers behind the prompt, chosen first, and which tokens are the answer's."""
+        return [
+            ([*self.prompt_ids, *ids], [False] * len(self.prompt_ids) + [True] * len(ids))
+            for ids in (self.chosen_ids, self.rejected_ids)
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:

@@ -5,7 +5,7 @@ The same rows are always scored in the same batches, so a policy equal to its re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from data_prep.chat import EncodedDemonstration, EncodedPair
+from evaluation.sharing import Progress, over_ranks
 from pipeline.algorithms.logps import seq_logps, token_logps
-from pipeline.batches import ScoringBatch, by_length, scoring_batch
-from pipeline.runtime import Ranks, autocast, gather_lists
+from pipeline.batches import ScoringBatch, scoring_batch
+from pipeline.errors import TrivetError
+from pipeline.models.forward import VocabularyHead, attends_in_streams, hidden_states, trunk_of, vocabulary_head
+from pipeline.runtime import Ranks, autocast
 
 Row = tuple[Sequence[int], Sequence[bool]]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +51,45 @@ class Scorer:
 
     def score(self, rows: Sequence[Row], progress: Progress | None = None) -> list[Likelihood]:
         """Log-probability of each row's response tokens given everything before them, in the rows' order."""
-        mine = list(range(self.ranks.rank, len(rows), self.ranks.world_size))
-        found: dict[int, Likelihood] = {}
         was_training = self.model.training
         self.model.eval()
-        if progress is not None:
-            progress(0, len(mine))
         with torch.inference_mode(), autocast(self.precision):
-            for batch in by_length([len(rows[index][0]) for index in mine], self.batch_size):
-                picked = [mine[index] for index in batch]
-                found.update(zip(picked, self._score_batch([rows[index] for index in picked]), strict=True))
-                if progress is not None:
-                    progress(len(found), len(mine))
+            head = _head_of(self.model)
+            found = over_ranks(
+                [ids for ids, _ in rows],
+                self.batch_size,
+                self.ranks,
+                lambda batch: self._score_batch([rows[index] for index in batch], head),
+                progress,
+                by_beginnings=attends_in_streams(self.model),
+            )
         self.model.train(was_training)
-        return gather_lists([found[index] for index in mine])
+        return found
 
-    def _score_batch(self, rows: Sequence[Row]) -> list[Likelihood]:
+    def _score_batch(self, rows: Sequence[Row], head: VocabularyHead | None) -> list[Likelihood]:
         batch = scoring_batch(rows, self.pad_id)
-        logps = response_logps(self.model, batch)
+        logps = response_logps(self.model, batch, head)
         counts = batch.response_mask_BT.sum(-1)
         return [Likelihood(float(logp), int(count)) for logp, count in zip(logps.cpu(), counts, strict=True)]
 
 
-def response_logps(model: Any, batch: ScoringBatch) -> Tensor:
-    """log pi(responses | context) of each row (B,), with the vocabulary head run on the response positions only."""
+def response_logps(model: Any, batch: ScoringBatch, head: VocabularyHead | None = None) -> Tensor:
+    """log pi(responses | context) of each row (B,), with the vocabulary head run on the response positions only.
+
+    Args:
+        model: causal.
+        batch: rows to score.
+        head: of the model, or None where it cannot be taken apart from the rest.
+    """
+    if head is None:
+        return _whole_response_logps(model, batch)
+    hidden = hidden_states(trunk_of(model), batch.ids_BT, batch.mask_BT, batch.positions_BT)[:, :-1]
+    mask = batch.response_mask_BT[:, 1:].to(hidden.device)
+    found = head.scores(hidden, batch.ids_BT[:, 1:].to(hidden.device), mask_BR=mask)
+    return seq_logps(found.logps_BR, mask)
+
+
+def _whole_response_logps(model: Any, batch: ScoringBatch) -> Tensor:
     device = next(model.parameters()).device
     keep = batch.responses_within + 1
     logits = model(
@@ -84,6 +101,13 @@ def response_logps(model: Any, batch: ScoringBatch) -> Tensor:
     ).logits
     logps = token_logps(logits, batch.ids_BT[:, -keep:].to(device))
     return seq_logps(logps, batch.response_mask_BT[:, batch.ids_BT.shape[1] - (keep - 1) :].to(device))
+
+
+def _head_of(model: Any) -> VocabularyHead | None:
+    try:
+        return vocabulary_head(model)
+    except TrivetError:
+        return None
 
 
 def demonstration_rows(rows: Sequence[EncodedDemonstration]) -> list[Row]:

@@ -42,6 +42,7 @@ from pipeline.context import (
 from pipeline.errors import PreemptedError
 from pipeline.models.load import describe_tokenizer, device, load_tokenizer
 from pipeline.models.reward_model import read_spec
+from pipeline.recipe.lineage import ASKING_TASKS
 from pipeline.rollouts.answers import Progress
 from pipeline.rollouts.generate import Generator
 from pipeline.runtime import resolve_precision
@@ -143,6 +144,8 @@ class _Evaluation:
 
     def _choose_prompts(self) -> list[tuple[Prompt, list[int]]]:
         """Held-out prompts that no policy was trained on; those with a rule first, as only they can be scored."""
+        if not self._tasks.intersection(ASKING_TASKS):
+            return []
         found = prompts(self._recipe.data)
         unseen = without_seen(found.held_out, self._seen)
         with_rule = [prompt for prompt in unseen if prompt.check is not None]

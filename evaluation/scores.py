@@ -17,6 +17,7 @@ from evaluation.sharing import Progress, over_ranks
 from pipeline.artefact import Artefact
 from pipeline.batches import pad_left
 from pipeline.models import adapters
+from pipeline.models.forward import attends_in_streams
 from pipeline.models.heads import ScalarHead, sequence_scores
 from pipeline.models.load import device, load_classifier
 from pipeline.models.reward_model import RewardSpec, head_of, member_folders, normalise
@@ -52,9 +53,13 @@ class SequenceScorer:
         was_training = self.model.training
         self.model.eval()
         with torch.inference_mode(), autocast(self.precision):
-            lengths = [len(row) for row in rows]
             found = over_ranks(
-                lengths, self.batch_size, self.ranks, lambda batch: self._scores([rows[i] for i in batch]), progress
+                rows,
+                self.batch_size,
+                self.ranks,
+                lambda batch: self._scores([rows[i] for i in batch]),
+                progress,
+                by_beginnings=attends_in_streams(self.model),
             )
         self.model.train(was_training)
         return found

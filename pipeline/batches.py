@@ -76,6 +76,13 @@ def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
         yield order[start : start + batch_size]
 
 
+def by_beginning(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of rows that begin alike, where these share what they begin with and nothing is padded."""
+    order = sorted(range(len(rows)), key=lambda index: (tuple(rows[index]), index))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
 class ResponseBatch(NamedTuple):
     """B prompts, padded on the left to P tokens, each followed by a response, padded on the right to R tokens."""
 

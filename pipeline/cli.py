@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipeline import data_commands, data_inspection
 from pipeline.console import Console, terminal_console
-from pipeline.data_commands import register
 from pipeline.errors import BusyError, PreemptedError, RecipeError, TrivetError
 
 if TYPE_CHECKING:
@@ -62,8 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe_arguments(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.set_defaults(action=_plan)
-    data = commands.add_parser("data", help="convert data and look at it")
-    register(data.add_subparsers(dest="data_command", required=True, metavar="COMMAND"))
+    data = commands.add_parser("data", help="convert data, and look at what would be trained on")
+    kinds = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    data_inspection.register(kinds)
+    data_commands.register(kinds)
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(action=_schema)
     return parser

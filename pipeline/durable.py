@@ -15,6 +15,13 @@ from typing import Any
 from pipeline.errors import DiskError
 
 
+def cache_folder() -> Path:
+    """Where builtin models and tokenised data are kept: `TRIVET_CACHE`, else `trivet` in the user's cache folder."""
+    if chosen := os.environ.get("TRIVET_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trivet"
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as stream:

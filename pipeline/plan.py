@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.build import held_out_fraction
+from data_prep.cleaning.contamination import evaluation_fingerprints
 from data_prep.fingerprint import source_fingerprint
 from data_prep.split import shares_of
 from data_prep.templates import template_text
@@ -24,7 +25,7 @@ from pipeline.recipe.schema import DataSetSettings, Recipe
 from pipeline.recipe.stage_settings import FUNCTION, RULES, DpoSettings, PpoSettings, RewardSource
 from pipeline.reward_function import RewardFunction
 
-ALGORITHM_VERSIONS = {"sft": 1, "reward": 1, "ppo": 1, "dpo": 1, "evaluation": 2}
+ALGORITHM_VERSIONS = {"sft": 2, "reward": 2, "ppo": 2, "dpo": 2, "evaluation": 3}
 """Raised when a change of ours changes a kind's results, so that older artefacts are not taken for new ones."""
 EVALUATION = "evaluation"
 _NOT_IN_KEYS: dict[str, Any] = {
@@ -151,6 +152,7 @@ def _stage_settings(
         **_common_settings(recipe, base),
         "data": {which: _data_settings(recipe, which, prints) for which in used_data(recipe, name)},
         **_part_settings(recipe, name),
+        **_decontamination(recipe),
     }
     if isinstance(stage, PpoSettings):
         settings["prompts"] = {
@@ -217,7 +219,18 @@ def _data_settings(recipe: Recipe, which: str, prints: dict[str, list[str]]) -> 
     for source, content in zip(dump["sources"], prints[which], strict=True):
         del source["path"], source["revision"]
         source["content"] = content
+    if settings.clean.harm is not None:
+        where = f"data.{which}.clean.harm.model"
+        dump["clean"]["harm"]["model"] = identify(settings.clean.harm.model, None, where).fingerprint
     return {**dump, "held_out_fraction": held_out_fraction(recipe.data)}
+
+
+def _decontamination(recipe: Recipe) -> dict[str, Any]:
+    """Which evaluation texts are kept out of training; what evaluation itself measures plays no part."""
+    settings = recipe.data.decontaminate
+    if settings is None:
+        return {}
+    return {"decontaminate": {"ngram": settings.ngram, "content": evaluation_fingerprints(settings)}}
 
 
 def _data_fingerprints(recipe: Recipe) -> dict[str, list[str]]:

@@ -25,6 +25,7 @@ from pipeline.locks import WORK_LOCK, clear, hold, work_on
 from pipeline.models.source import BaseIdentity, identify, ready_folder
 from pipeline.peers import Peers, free_port
 from pipeline.plan import ALGORITHM_VERSIONS, Decision, Node, decide, make_nodes
+from pipeline.preflight import check_data
 from pipeline.processes import StageFailed, prepare_base, run_worker
 from pipeline.recipe import LoadedRecipe
 from pipeline.results import headline, write_results
@@ -99,6 +100,7 @@ class Supervisor:
         # An earlier run's figures must not stand beside this one's ledger, however this one ends.
         write_results(self._folder, self._recipe.name, nodes, ledger)
         try:
+            check_data(self._recipe, [decision.node.name for decision in decisions if decision.action == "run"])
             self._walk(decisions, base, ledger)
             self._peers.agree({"do": "end"})
             ledger.finish()

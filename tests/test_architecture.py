@@ -27,8 +27,8 @@ LAYERS: dict[str, int] = {
     # L1: the mathematics | the data
     "pipeline.algorithms.*": 1, "data_prep.*": 1,
     # L2: tensors, models, where a process stands
-    "pipeline.batches": 2, "pipeline.models.*": 2, "pipeline.tracking": 2, "pipeline.runtime": 2,
-    "pipeline.context": 2, "pipeline.assignment": 2, "pipeline.reward_function": 2,
+    "pipeline.batches": 2, "pipeline.streams": 2, "pipeline.models.*": 2, "pipeline.tracking": 2, "pipeline.runtime": 2,
+    "pipeline.batch_order": 2, "pipeline.context": 2, "pipeline.assignment": 2, "pipeline.reward_function": 2,
     # L3: answers sampled from policies, and their rewards
     "pipeline.rollouts.*": 3,
     # L4: stages | evaluation
@@ -36,9 +36,9 @@ LAYERS: dict[str, int] = {
     # L5: the chain and the command line
     "pipeline.plan": 5, "pipeline.ledger": 5, "pipeline.results": 5, "pipeline.locks": 5, "pipeline.peers": 5,
     "pipeline.processes": 5, "pipeline.supervisor": 5, "pipeline.worker": 5, "pipeline.cli": 5, "pipeline.run": 5,
-    "pipeline.data_commands": 5,
+    "pipeline.data_commands": 5, "pipeline.data_inspection": 5, "pipeline.preflight": 5,
 }  # fmt: skip
-SHARED_BY_STAGES = {"pipeline.stages.offline", "pipeline.stages.pairs", "pipeline.stages.policy"}
+SHARED_BY_STAGES = {f"pipeline.stages.{name}" for name in ("offline", "pairs", "policy", "engine", "stream_trainer")}
 LIGHT = ("pipeline", "pipeline.cli", "pipeline.recipe", "pipeline.supervisor", "evaluation.report")
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "wandb", "deepspeed", "bitsandbytes", "vllm")
 

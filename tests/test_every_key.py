@@ -47,6 +47,9 @@ stages:
 
 PLAIN_ROWS = Path(__file__).parent / "data" / "plain_pairs.jsonl"
 """Pairs whose rows do not name their split, so that the hash of the prompt decides."""
+DIRTY_ROWS = Path(__file__).parent / "data" / "dirty_pairs.jsonl"
+"""A row at fault for every cleaning rule."""
+EVALUATION_SETS = Path(__file__).parent / "data" / "evaluation_sets"
 PAIRS_WITH_MARGINS = Path(__file__).parent / "data" / "margin_pairs.jsonl"
 
 CHANGES: dict[str, str] = {
@@ -68,6 +71,10 @@ CHANGES: dict[str, str] = {
     "data.prompts.from": "data.prompts.from=sft",
     "data.prompts.max_prompt_length": "data.prompts.max_prompt_length=20",
     "data.split": "data.split={reward: 0.3}",
+    "data.decontaminate": f"data.decontaminate={{against: [{EVALUATION_SETS}/gsm8k]}}",
+    "data.decontaminate.against": f"data.decontaminate.against=[{EVALUATION_SETS}/gsm8k]",
+    "data.decontaminate.ngram": "data.decontaminate.ngram=9",
+    "data.decontaminate.folder": f"data.decontaminate.folder={EVALUATION_SETS}",
     "data.sft": "data.sft.eval_limit=7",
     "data.preference": "data.preference.eval_limit=7",
     "evaluation.tasks": "evaluation.tasks=[kl]",
@@ -80,6 +87,8 @@ CHANGES: dict[str, str] = {
     "tracking.wandb.entity": "tracking.wandb={entity: team}",
     "stages": "stages.last={kind: sft}",
     "stages.sft.init": "stages.more.init=sft",
+    "stages.sft.packing": "stages.sft.packing=true",
+    "stages.sft.group_by_length": "stages.sft.group_by_length=true",
     "stages.dpo.policy": "stages.dpo.policy=base",
     "stages.dpo.beta": "stages.dpo.beta=0.3",
     "stages.dpo.loss_type": "stages.dpo.loss_type=hinge",
@@ -103,6 +112,44 @@ for data_set, source in (("sft", "alpaca_sample"), ("preference", "preference_sa
         f"data.{data_set}.sources[].on_bad_row": f"data.{data_set}.sources.0.on_bad_row=quarantine",
         f"data.{data_set}.shuffle": f"data.{data_set}.shuffle=true",
     }
+CLEANING = {
+    "repair": "false",
+    "empty_answers": "keep",
+    "languages": "[en]",
+    "language_confidence": "0.9999",
+    "min_characters": "5",
+    "max_characters": "90",
+    "min_words": "3",
+    "max_words": "15",
+    "min_tokens": "6",
+    "max_tokens": "90",
+    "min_word_length": "3.5",
+    "max_word_length": "4.5",
+    "duplicate_lines": "0.2",
+    "repetition": "0.2",
+    "special_characters": "0.1",
+    "profanity": "answers",
+    "harm": "{model: judge}",
+    "harm.model": "another",
+    "harm.label": "bad",
+    "harm.threshold": "0.9",
+    "harm.where": "anywhere",
+    "refusals": "drop",
+    "url_answers": "drop",
+    "truncated": "drop",
+    "placeholders": "drop",
+    "personal_data": "mask",
+    "secrets": "mask",
+    "min_quality": "0.9",
+    "near_duplicates": "{}",
+    "near_duplicates.of": "prompts",
+    "near_duplicates.threshold": "1.0",
+    "near_duplicates.held_out": "false",
+}
+PAIR_CLEANING = {"label_conflicts": "drop", "near_equal_pairs": "0.8"}
+for data_set, rules in (("sft", CLEANING), ("preference", CLEANING | PAIR_CLEANING)):
+    CHANGES[f"data.{data_set}.clean"] = f"data.{data_set}.clean.min_characters=5"
+    CHANGES |= {f"data.{data_set}.clean.{rule}": f"data.{data_set}.clean.{rule}={to}" for rule, to in rules.items()}
 for stage in ("sft", "reward", "ppo", "dpo"):
     CHANGES |= {
         f"stages.{stage}.kind": f"stages.again={{kind: {stage}}}",
@@ -123,6 +170,7 @@ for stage in ("sft", "reward", "dpo"):
     CHANGES |= {
         f"stages.{stage}.max_steps": f"stages.{stage}.max_steps=9",
         f"stages.{stage}.global_batch_size": f"stages.{stage}.global_batch_size=8",
+        f"stages.{stage}.engine": f"stages.{stage}.engine=trl",
         f"stages.{stage}.trainer_args": f"stages.{stage}.trainer_args={{adam_beta1: 0.5}}",
     }
 CHANGES |= {
@@ -203,6 +251,21 @@ for data_set in ("sft", "preference"):
         f"data.{data_set}.sources[].revision": [f"data.{data_set}.sources=[{{path: 'hub:a/b'}}]"],
         f"data.{data_set}.sources[].split": [f"data.{data_set}.sources=[{{path: 'hub:a/b'}}]"],
     }
+    dirty = f"data.{data_set}.sources=[{{path: {DIRTY_ROWS}}}]"
+    BESIDES |= {f"data.{data_set}.clean.{rule}": [dirty] for rule in CLEANING | PAIR_CLEANING}
+    BESIDES[f"data.{data_set}.clean.language_confidence"].append(f"data.{data_set}.clean.languages=[en]")
+    for rule in ("model", "label", "threshold", "where"):
+        BESIDES[f"data.{data_set}.clean.harm.{rule}"].append(f"data.{data_set}.clean.harm={{model: judge}}")
+    for rule in ("of", "threshold", "held_out"):
+        BESIDES[f"data.{data_set}.clean.near_duplicates.{rule}"].append(f"data.{data_set}.clean.near_duplicates={{}}")
+_DIRTY_SFT = f"data.sft.sources=[{{path: {DIRTY_ROWS}}}]"
+_AGAINST = f"data.decontaminate={{against: [{EVALUATION_SETS}/gsm8k]}}"
+BESIDES |= {
+    "data.decontaminate": [_DIRTY_SFT],
+    "data.decontaminate.against": [_DIRTY_SFT, f"data.decontaminate={{against: [{PLAIN_ROWS}]}}"],
+    "data.decontaminate.ngram": [_DIRTY_SFT, _AGAINST],
+    "data.decontaminate.folder": [_DIRTY_SFT, "data.decontaminate={against: [gsm8k]}"],
+}
 for stage in ("sft", "reward", "ppo", "dpo"):
     BESIDES[f"stages.{stage}.precision"] = [f"stages.{stage}.precision=fp32"]
 
@@ -237,7 +300,8 @@ class Probes:
             "trainers": _trainers,
             "environments": _environments,
             "parents": _parents,
-            "rows": lambda recipe: _rows(recipe, world.tiny_folder),
+            "sft_rows": lambda recipe: _rows(recipe, "sft", world.tiny_folder),
+            "preference_rows": lambda recipe: _rows(recipe, "preference", world.tiny_folder),
             "evaluation": lambda recipe: _evaluation(recipe, world.tiny_folder),
             "tracking": _tracking,
             "reward": lambda recipe: _reward(_context_of(recipe, "reward", world)),
@@ -275,7 +339,8 @@ def probes(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Probe
 @pytest.mark.parametrize("path", sorted(CHANGES))
 def test_a_changed_key_changes_the_run(path: str, probes: Probes) -> None:
     beside = BESIDES.get(path, [])
-    kind = path.split(".")[1] if path.startswith("stages.") else ""
+    block, _, rest = path.partition(".")
+    kind = rest.split(".")[0] if block == "stages" else f"{rest.split('.')[0]}_rows" if block == "data" else ""
     assert probes.differ(beside, [*beside, CHANGES[path]], first=kind if kind in probes else "trainers")
 
 
@@ -336,20 +401,26 @@ def _trainers(recipe: Any) -> Any:
 
     from pipeline.recipe import DpoSettings, SftSettings, ds_config_file
     from pipeline.stages.dpo_loss import loss_arguments
+    from pipeline.stages.engine import choose_engine
     from pipeline.stages.offline import training_arguments
+    from pipeline.stages.sft_batches import batch_arguments
 
     found = {}
     for name, settings in recipe.stages.items():
         if not isinstance(settings, (SftSettings, DpoSettings)):
             continue
         is_dpo = isinstance(settings, DpoSettings)
-        fixed = {"beta": settings.beta, **loss_arguments(settings)} if is_dpo else {}
+        if is_dpo:
+            fixed = {"beta": settings.beta, **loss_arguments(settings)}
+        else:
+            fixed = batch_arguments(settings, recipe.data.sft.max_length)
         without_engine = settings.model_copy(update={"deepspeed": "none"})
         arguments = training_arguments(
             DPOConfig if is_dpo else SFTConfig, without_engine, _context(recipe, name), **fixed
         )
         kept = {key: str(value) for key, value in arguments.to_dict().items() if key != "logging_dir"}
-        found[name] = kept, str(ds_config_file(settings.deepspeed)), getattr(settings, "rpo_alpha", None)
+        engine = choose_engine(_context(recipe, name), without_engine, [])
+        found[name] = kept, str(ds_config_file(settings.deepspeed)), getattr(settings, "rpo_alpha", None), engine
     return found
 
 
@@ -378,11 +449,12 @@ def _parents(recipe: Any) -> Any:
     return [(node.name, node.kind, node.parents) for node in nodes]
 
 
-def _rows(recipe: Any, tiny_folder: Path) -> Any:
+def _rows(recipe: Any, data_set: str, tiny_folder: Path) -> Any:
     from unittest import mock
 
     from data_prep import build
     from data_prep.chat import ChatFormatter
+    from data_prep.cleaning import cleaner
     from pipeline.models.load import load_tokenizer
 
     asked = []
@@ -394,14 +466,18 @@ def _rows(recipe: Any, tiny_folder: Path) -> Any:
 
         return reading
 
+    def classifier(settings: Any) -> Any:
+        """In place of a model on disk: what it says depends on which model it is, and on the label."""
+        return lambda texts: [len(f"{settings.model}{settings.label}{text}") % 10 / 10 for text in texts]
+
     with (
+        mock.patch.object(cleaner, "load_classifier", classifier),
         mock.patch.object(build, "read_demonstrations", remember(build.read_demonstrations)),
         mock.patch.object(build, "read_pairs", remember(build.read_pairs)),
     ):
         formatter = ChatFormatter(load_tokenizer(tiny_folder, recipe.data.chat_template))
-        sft = _outcome(lambda: _ids(build.encode_demonstrations(recipe.data, formatter, recipe.seed)))
-        pairs = _outcome(lambda: _ids(build.encode_pairs(recipe.data, formatter, recipe.seed)))
-    return sft, pairs, asked
+        encode = build.encode_demonstrations if data_set == "sft" else build.encode_pairs
+        return _outcome(lambda: _ids(encode(recipe.data, formatter, recipe.seed))), asked
 
 
 def _ids(encoded: Any) -> Any:
@@ -505,21 +581,23 @@ def _context_of(recipe: Any, stage: str, world: World) -> Any:
 
 
 def _reward(context: Any) -> Any:
-    """A reward stage, all but its training: what TRL's trainer is given, and what becomes of the members' scores."""
+    """A reward stage, all but its training: what its trainer is given, and what becomes of the members' scores."""
     from unittest import mock
 
     from pipeline.stages import reward, reward_member
 
     given: list[Any] = []
 
-    def trainer(*, model: Any, args: Any, train_dataset: Any, **rest: Any) -> Any:
+    def trainer(*, model: Any, args: Any, **rest: Any) -> Any:
         arguments = {name: str(value) for name, value in args.to_dict().items()}
         paths = {name for name, value in arguments.items() if str(context.folder) in value}
-        given.append(({name: arguments[name] for name in arguments.keys() - paths}, [*train_dataset]))
+        rows = [*rest.get("train_dataset", rest.get("rows"))]
+        given.append(({name: arguments[name] for name in arguments.keys() - paths}, rows))
         return SimpleNamespace(state=SimpleNamespace(global_step=0))
 
     with (
         mock.patch.object(reward_member, "CommittedRewardTrainer", trainer),
+        mock.patch.object(reward_member, "StreamTrainer", trainer),
         mock.patch.object(reward_member, "fit", lambda trainer, context: None),
     ):
         result = reward.run(context)

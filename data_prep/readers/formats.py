@@ -51,6 +51,8 @@ class Format:
     serves: tuple[Purpose, ...] = SINGLE
     last_resort: bool = False
     """Recognised only where nothing else is: its field often stands beside those of other formats."""
+    pairs_by: str | None = None
+    """Rows with this field, chosen and rejected go by this name too; they are read as `preference`."""
 
     @property
     def has_pairs(self) -> bool:
@@ -72,7 +74,7 @@ def _like_messages(row: Raw, purpose: Purpose) -> bool:
 
 
 def _like_sharegpt(row: Raw, purpose: Purpose) -> bool:
-    return isinstance(row.get("conversations"), list) and not _has_sides(row) and not _has_label(row)
+    return isinstance(row.get("conversations"), list) and not has_sides(row) and not _has_label(row)
 
 
 def _like_prompt_completion(row: Raw, purpose: Purpose) -> bool:
@@ -81,7 +83,7 @@ def _like_prompt_completion(row: Raw, purpose: Purpose) -> bool:
 
 
 def _like_preference(row: Raw, purpose: Purpose) -> bool:
-    return _has_sides(row) and not _like_hh(row, purpose)
+    return has_sides(row) and not _like_hh(row, purpose)
 
 
 def _like_hh(row: Raw, purpose: Purpose) -> bool:
@@ -92,7 +94,7 @@ def _like_hh(row: Raw, purpose: Purpose) -> bool:
 
 def _like_kto(row: Raw, purpose: Purpose) -> bool:
     answered = has(row, "messages", "conversations", "completion", "response", "output")
-    return _has_label(row) and answered and not _has_sides(row)
+    return _has_label(row) and answered and not has_sides(row)
 
 
 def _like_alpaca_eval(row: Raw, purpose: Purpose) -> bool:
@@ -129,7 +131,8 @@ def _like_questions(row: Raw, purpose: Purpose) -> bool:
     return isinstance(turns, list) and bool(turns) and all(isinstance(turn, str) for turn in turns)
 
 
-def _has_sides(row: Raw) -> bool:
+def has_sides(row: Raw) -> bool:
+    """Whether a row names the better and the worse of two answers."""
     return has(row, "chosen", "chosen_messages") and has(row, "rejected", "rejected_messages")
 
 
@@ -147,7 +150,7 @@ def _scored(row: Raw) -> bool:
 
 def _is_single(row: Raw) -> bool:
     """Whether the row's fields leave one answer, unlabelled, and no instances or comparison."""
-    compared = (_has_sides, _has_label, _scored, lambda row: _like_alpaca_eval(row, "pairs"))
+    compared = (has_sides, _has_label, _scored, lambda row: _like_alpaca_eval(row, "pairs"))
     lists = any(isinstance(row.get(name), list) for name in (*RANKED_FIELDS, "instances"))
     return not lists and not _like_votes(row, "pairs") and not any(is_compared(row) for is_compared in compared)
 
@@ -155,7 +158,13 @@ def _is_single(row: Raw) -> bool:
 FORMATS: Mapping[str, Format] = {
     form.name: form
     for form in (
-        Format(name="alpaca", parse=parse_alpaca, fields="instruction, input, output", matches=_like_alpaca),
+        Format(
+            name="alpaca",
+            parse=parse_alpaca,
+            fields="instruction, input, output",
+            matches=_like_alpaca,
+            pairs_by="instruction",
+        ),
         Format(
             name="self_instruct",
             parse=parse_self_instruct,
@@ -163,7 +172,13 @@ FORMATS: Mapping[str, Format] = {
             matches=_like_self_instruct,
         ),
         Format(name="messages", parse=parse_messages, fields="messages: [{role, content}]", matches=_like_messages),
-        Format(name="sharegpt", parse=parse_sharegpt, fields="conversations: [{from, value}]", matches=_like_sharegpt),
+        Format(
+            name="sharegpt",
+            parse=parse_sharegpt,
+            fields="conversations: [{from, value}]",
+            matches=_like_sharegpt,
+            pairs_by="conversations",
+        ),
         Format(
             name="glaive", parse=parse_glaive, fields="system, chat: 'USER: ... ASSISTANT: ...'", matches=_like_glaive
         ),

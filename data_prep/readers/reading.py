@@ -92,6 +92,22 @@ class Reading:
         yield from self._pairs_of_labelled()
         self._check_account()
 
+    def preview(self) -> Recognised | None:
+        """Look at the first row that can be read, and no further; None where there is none.
+
+        Raises:
+            DataError: as reading would by then: the format is not known, or of no use for the purpose; the first row
+                is not of it.
+        """
+        raw = next(self._rows(), None)
+        if raw is not None:
+            assert self.form is not None
+            try:
+                make_records(raw, self.form.format.parse(raw.fields), self.purpose, [])
+            except RowFault as fault:
+                self._leave_out(raw, fault)
+        return self.form
+
     def _rows(self) -> Iterator[RawRow]:
         """Raw rows with their fields mapped; the format is known before the first."""
         tolerant = self.spec.on_bad_row == "quarantine"

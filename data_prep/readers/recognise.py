@@ -6,8 +6,8 @@ import difflib
 from typing import NamedTuple
 
 from data_prep.readers.containers import RawRow
-from data_prep.readers.demonstrations import Raw
-from data_prep.readers.formats import FORMATS, Format, Purpose
+from data_prep.readers.demonstrations import Raw, has
+from data_prep.readers.formats import FORMATS, Format, Purpose, has_sides
 from pipeline.errors import DataError, RecipeError
 
 NOT_SERVED: dict[Purpose, str] = {
@@ -33,6 +33,9 @@ def resolve_format(name: str, first: RawRow, purpose: Purpose) -> Recognised:
         hint = f", did you mean {close[0]!r}?" if close else ""
         raise RecipeError(f"{first.source}: unknown format {name!r}{hint}; known are auto, {', '.join(FORMATS)}")
     form = FORMATS[name]
+    if form.pairs_by is not None and has(first.fields, form.pairs_by) and has_sides(first.fields):
+        pairs = FORMATS["preference"]
+        return Recognised(pairs, f"named {name} in the recipe, and the first row has chosen and rejected")
     if purpose not in form.serves:
         raise DataError(f"{first.source}: format {name!r} has {NOT_SERVED[purpose]}; {_which(purpose)}")
     return Recognised(form, "named in the recipe")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -35,26 +36,27 @@ def write_report(run_dir: Path) -> Path:
 def render(run: Run) -> str:
     """The page as text. The same run gives the same text: nothing in it depends on when or where it is made."""
     drawn = curves(run.stages)
-    page = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            run=run,
-            state=state(run),
-            findings=findings(run),
-            stage_outcomes=[(stage.name, told) for stage in run.stages if (told := outcome_of(stage))],
-            policies=sections.policy_table(run),
-            families=sections.family_table(run),
-            reward_sections=reward_sections(run),
-            ppo_sections=ppo_sections(run, drawn),
-            stage_curves=drawn,
-            data_uses=sections.data_uses(run),
-            samples=sections.samples(run),
-            lineage=sections.lineage(run),
-            surroundings=sections.surroundings(run),
-        )
+    return render_template(
+        "page.html",
+        run=run,
+        state=state(run),
+        findings=findings(run),
+        stage_outcomes=[(stage.name, told) for stage in run.stages if (told := outcome_of(stage))],
+        policies=sections.policy_table(run),
+        families=sections.family_table(run),
+        reward_sections=reward_sections(run),
+        ppo_sections=ppo_sections(run, drawn),
+        stage_curves=drawn,
+        data_uses=sections.data_uses(run),
+        samples=sections.samples(run),
+        lineage=sections.lineage(run),
+        surroundings=sections.surroundings(run),
     )
-    return page.translate(_UNPRINTABLE)
+
+
+def render_template(name: str, **values: Any) -> str:
+    """A page from one of the templates: every value escaped, characters that no page can show replaced."""
+    return _environment().get_template(name).render(**values).translate(_UNPRINTABLE)
 
 
 @cache

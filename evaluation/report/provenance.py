@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.report.data_section import DataFigures, figures_of
 from evaluation.report.files import mapping, number, objects, text, whole
 
 
@@ -41,6 +42,7 @@ class DataSet:
     tokens: tuple[tuple[str, float], ...]
     """Statistic of the length of a row (`mean`, `p95`, `max`), in tokens."""
     prompts_truncated: int | None
+    figures: DataFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,7 @@ def provenance_from(raw: Mapping[str, Any]) -> Provenance:
         dirty=code.get("dirty") is True,
         libraries=mapping(raw.get("libraries")),
         metrics=mapping(raw.get("metrics")),
-        data=tuple(_data_set(name, mapping(row)) for name, row in mapping(raw.get("data")).items()),
+        data=tuple(data_set_from(name, mapping(row)) for name, row in mapping(raw.get("data")).items()),
     )
 
 
@@ -97,7 +99,8 @@ def _base(raw: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _data_set(name: str, raw: Mapping[str, Any]) -> DataSet:
+def data_set_from(name: str, raw: Mapping[str, Any]) -> DataSet:
+    """A stage's data report as a record; whatever it lacks stays empty."""
     tokens = mapping(raw.get("tokens"))
     return DataSet(
         name=name,
@@ -107,6 +110,7 @@ def _data_set(name: str, raw: Mapping[str, Any]) -> DataSet:
         dropped=_counts(raw.get("dropped")),
         tokens=tuple((key, value) for key in tokens if (value := number(tokens[key])) is not None),
         prompts_truncated=whole(raw.get("prompts_truncated")),
+        figures=figures_of(raw),
     )
 
 

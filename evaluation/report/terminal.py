@@ -21,6 +21,7 @@ from evaluation.report.words import Sentence, findings, state
 
 _STYLES = {"better": "green", "worse": "red", "unsure": "yellow", "running": "yellow", "failed": "bold red"}
 
+_PLAINER = str.maketrans({"±": "+-", "–": "-", "→": "->", "↵": "\\", "␣": "_", "█": "#", "·": "."})
 _GAP = 2
 _RULE = 1
 """The box puts a column of blanks of its own between two columns."""
@@ -30,23 +31,23 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
     """Print what the run in `run_dir` shows, on `console` or else on standard output."""
     console = console or Console(highlight=False)
     run = load_run(run_dir)
-    _say(console, f"{run.name}: {state(run).text}", _STYLES.get(state(run).tone, ""))
+    say(console, f"{run.name}: {state(run).text}", _STYLES.get(state(run).tone, ""))
     for table in _tables(run, console):
         console.print()
         console.print(table)
     for i, sentence in enumerate(_sentences(run)):
         if i == 0:
             console.print()
-        _say(console, sentence.text, _STYLES.get(sentence.tone, ""))
+        say(console, sentence.text, _STYLES.get(sentence.tone, ""))
     further = sum(not finding.outcome for finding in findings(run))
     if further:
-        _say(console, f"{further} further {'comparison' if further == 1 else 'comparisons'} in the report.")
+        say(console, f"{further} further {'comparison' if further == 1 else 'comparisons'} in the report.")
     if any(row.bounds for row in run.comparisons):
-        _say(console, "Brackets and ± are 95 % intervals over the prompts.", "dim")
+        say(console, "Brackets and ± are 95 % intervals over the prompts.", "dim")
     console.print()
     for path in (run_dir / "report.html", run_dir / "results.json"):
         if path.exists():
-            _say(console, f"{path.stem:<8}{_short(path)}")
+            say(console, f"{path.stem:<8}{_short(path)}")
 
 
 def _sentences(run: Run) -> Iterator[Sentence]:
@@ -99,23 +100,24 @@ def _width(columns: list[list[str]]) -> int:
 def _table(console: Console, columns: list[list[str]]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, _GAP, 0, 0), show_edge=False, header_style="bold")
     for i, (head, *_) in enumerate(columns):
-        table.add_column(_text(console, head), justify="right" if i else "left", vertical="bottom", overflow="fold")
+        table.add_column(text_for(console, head), justify="right" if i else "left", vertical="bottom", overflow="fold")
     for row in zip(*(cells for _, *cells in columns), strict=True):
-        table.add_row(*(_text(console, text) for text in row))
+        table.add_row(*(text_for(console, text) for text in row))
     return table
 
 
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(_text(console, text, style), overflow="fold")
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a sentence as it is, folded to the width."""
+    console.print(text_for(console, text, style), overflow="fold")
 
 
-def _text(console: Console, text: str, style: str = "") -> Text:
+def text_for(console: Console, text: str, style: str = "") -> Text:
     """`text` as it is, never read as markup, in characters that this console's encoding has."""
     printable = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
     try:
         printable.encode(console.encoding)
     except UnicodeEncodeError:
-        plainer = printable.replace("±", "+-").replace("–", "-").replace("→", "->")
+        plainer = printable.translate(_PLAINER)
         printable = plainer.encode(console.encoding, "replace").decode(console.encoding)
     return Text(printable, style=style)
 

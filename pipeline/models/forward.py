@@ -1,21 +1,27 @@
 """The two halves of a causal language model: the trunk, which gives hidden states, and the vocabulary head.
 
-Everything that scores given tokens goes through here, so that several roles can share a trunk and no more logits
-exist at a time than needed. Layer 2.
+Everything that scores given tokens goes through here, so that several roles can share a trunk, no more logits exist at
+a time than needed, and no layer sees padding or the same beginning twice where the trunk attends in streams. Layer 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pipeline.algorithms.linear_logps import linear_token_scores
+from pipeline.algorithms.logps import TokenScores, chunked_token_logps
 from pipeline.errors import TrivetError
+from pipeline.models.stream_attention import STREAMS, Layout
+from pipeline.streams import Packed, Stream, pack
 
-Head = Callable[[Tensor], Tensor]
+CHUNK = 512
+"""Tokens whose logits exist at a time."""
 
 
 def causal_model(model: Any) -> Any:
@@ -29,8 +35,33 @@ def trunk_of(model: Any) -> Any:
     return getattr(inner, inner.base_model_prefix)
 
 
+def attends_in_streams(model: Any) -> bool:
+    """Whether a model, or its trunk, has been found to attend in streams."""
+    return bool(causal_model(model).config._attn_implementation == STREAMS)
+
+
 def hidden_states(trunk: Any, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor) -> Tensor:
-    """Last hidden states (B, T, H), after the trunk's final norm; tensors are moved to the trunk's device."""
+    """Last hidden states (B, T, H), after the trunk's final norm, on its device; anything at padding.
+
+    Args:
+        trunk: of a causal or classifying model.
+        ids_BT: best on the CPU, where beginnings are compared.
+        mask_BT: true on real tokens.
+        positions_BT: of `batches.positions`.
+    """
+    if not attends_in_streams(trunk):
+        return padded_hidden_states(trunk, ids_BT, mask_BT, positions_BT)
+    ids, mask = ids_BT.cpu(), mask_BT.bool().cpu()
+    packed = pack([row[real].tolist() for row, real in zip(ids, mask, strict=True)])
+    where_BT = torch.zeros_like(ids)
+    for row, places in enumerate(packed.places):
+        where_BT[row, mask[row]] = torch.from_numpy(places)
+    hidden_NH = stream_hidden_states(trunk, packed)
+    return hidden_NH[where_BT.to(hidden_NH.device)]
+
+
+def padded_hidden_states(trunk: Any, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor) -> Tensor:
+    """The same as the model's own padded forward pass gives it."""
     device = next(trunk.parameters()).device
     out = trunk(
         input_ids=ids_BT.to(device),
@@ -39,6 +70,22 @@ def hidden_states(trunk: Any, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Ten
         use_cache=False,
     )
     hidden: Tensor = out.last_hidden_state
+    return hidden
+
+
+def stream_hidden_states(trunk: Any, stream: Stream | Packed) -> Tensor:
+    """Last hidden states (N, H) of a stream, on the trunk's device; the trunk attends in streams."""
+    device = next(trunk.parameters()).device
+    positions_N = stream.positions_N.to(device)
+    out = trunk(
+        input_ids=stream.ids_N[None].to(device),
+        # Four dimensions keep transformers from making a mask; segments say what it would.
+        attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device),
+        position_ids=positions_N[None],
+        use_cache=False,
+        layout=Layout(stream.segments, positions_N),
+    )
+    hidden: Tensor = out.last_hidden_state[0]
     return hidden
 
 
@@ -58,29 +105,76 @@ def evaluating(model: Any) -> Iterator[None]:
             module.training = training
 
 
-def vocabulary_head(model: Any) -> Head:
-    """From hidden states to logits as the model itself computes them, its scaling and soft cap included.
+@dataclass(frozen=True, slots=True)
+class VocabularyHead:
+    """From hidden states to logits, as the model computes them: a linear layer, a factor, a soft cap."""
+
+    linear: Any
+    factor: float
+    cap: float | None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V)."""
+        logits: Tensor = self.linear(hidden)
+        if self.factor != 1.0:
+            logits = logits * self.factor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def token_logps(self, hidden_MH: Tensor, targets_M: Tensor) -> Tensor:
+        """log pi of each target (M,), in at least float32."""
+        return self.scores(hidden_MH[None], targets_M[None]).logps_BR[0]
+
+    def scores(
+        self,
+        hidden_BRH: Tensor,
+        targets_BR: Tensor,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        mask_BR: Tensor | None = None,
+    ) -> TokenScores:
+        """Log-probabilities and, where asked, entropies (B, R), 0 where the mask is false.
+
+        Args:
+            hidden_BRH: `hidden[b, r]` predicts `targets[b, r]`.
+            targets_BR: token ids; anything where the mask is false.
+            temperature: divides the logits.
+            entropy: of each distribution.
+            mask_BR: true where wanted, None for everywhere.
+        """
+        weight = self._frozen_matrix()
+        wants_gradient = entropy and torch.is_grad_enabled() and hidden_BRH.requires_grad
+        if weight is None or wants_gradient:
+            return chunked_token_logps(hidden_BRH, self, targets_BR, temperature, CHUNK, entropy, mask_BR)
+        scale = self.factor / temperature
+        return linear_token_scores(hidden_BRH, weight, targets_BR, scale, CHUNK, entropy=entropy, mask_BR=mask_BR)
+
+    def _frozen_matrix(self) -> Tensor | None:
+        """The head as a matrix (V, H), where it is no more than that: no cap, bias, adapter, quantisation, training."""
+        layer = self.linear
+        plain = type(layer) is nn.Linear and layer.bias is None and layer.weight.is_floating_point()
+        if not plain or self.cap is not None or (layer.weight.requires_grad and torch.is_grad_enabled()):
+            return None
+        weight: Tensor = layer.weight
+        return weight
+
+
+def vocabulary_head(model: Any) -> VocabularyHead:
+    """The head of a causal model, its scaling and soft cap included.
 
     Raises:
         TrivetError: the model does something else to its logits, so that taking it apart would change them.
     """
     inner = causal_model(model)
-    linear, config = inner.get_output_embeddings(), inner.config.get_text_config()
+    config = inner.config.get_text_config()
     factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def head(hidden: Tensor) -> Tensor:
-        logits: Tensor = linear(hidden)
-        if factor != 1.0:
-            logits = logits * factor
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
+    head = VocabularyHead(inner.get_output_embeddings(), factor, getattr(config, "final_logit_softcapping", None))
     _require_same_logits(inner, head)
     return head
 
 
 @torch.no_grad()
-def _require_same_logits(inner: Any, head: Head) -> None:
+def _require_same_logits(inner: Any, head: VocabularyHead) -> None:
     device = next(inner.parameters()).device
     ids = torch.arange(1, 9, device=device)[None] % inner.config.get_text_config().vocab_size
     with evaluating(inner):

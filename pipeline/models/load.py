@@ -12,6 +12,7 @@ from data_prep.templates import template_text
 from pipeline.artefact import TokenizerEntry
 from pipeline.durable import sha256_json
 from pipeline.errors import RecipeError, SourceUnreachableError, TrivetError
+from pipeline.models.stream_forward import attend_in_streams
 from pipeline.recipe.schema import ModelSettings
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ def _placed(model: Any, settings: ModelSettings) -> PreTrainedModel:
     if settings.quantization == "none":
         model.to(device())
     model.config.use_cache = True
+    if settings.attention == "auto":
+        attend_in_streams(model)
     return cast("PreTrainedModel", model)
 
 

@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Parameter
 
-from pipeline.algorithms.logps import TokenScores, chunked_token_logps
+from pipeline.algorithms.logps import TokenScores
 from pipeline.batches import ResponseBatch, ScoringBatch
-from pipeline.models.forward import Head, evaluating, hidden_states
+from pipeline.models.forward import VocabularyHead, evaluating, hidden_states
 from pipeline.models.heads import scores_at_end, values_at
 from pipeline.runtime import autocast
 
 POLICY, REFERENCE, VALUE = "policy", "reference", "value"
-HEAD_CHUNK = 1024
-"""Tokens whose logits exist at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +52,8 @@ class Roles:
     def __init__(
         self,
         trunks: Mapping[str, Trunk],
-        head: Head,
-        reference_head: Head,
+        head: VocabularyHead,
+        reference_head: VocabularyHead,
         heads: Mapping[str, Linear],
         generator: Any,
         precision: str,
@@ -83,12 +81,10 @@ class Roles:
         """log pi(y_r | x, y_<r) of the tempered policy or reference at every response token (B, R), 0 on padding."""
         states = batch.before_responses(self._hidden(role, batch))
         with autocast(self._precision):
-            return chunked_token_logps(
+            return self._vocabulary[role].scores(
                 states,
-                self._vocabulary[role],
                 batch.response_ids_BR.to(states.device),
                 temperature=temperature,
-                chunk=HEAD_CHUNK,
                 entropy=entropy,
                 mask_BR=batch.response_mask_BR.to(states.device),
             )
@@ -97,13 +93,10 @@ class Roles:
         """log pi of every response token of demonstrations (B, T - 1), 0 elsewhere, at temperature 1."""
         states = self._hidden(POLICY, batch)[:, :-1]
         with autocast(self._precision):
-            return chunked_token_logps(
-                states,
-                self._vocabulary[POLICY],
-                batch.ids_BT[:, 1:].to(states.device),
-                chunk=HEAD_CHUNK,
-                mask_BR=batch.response_mask_BT[:, 1:].to(states.device),
-            ).logps_BR
+            found = self._vocabulary[POLICY].scores(
+                states, batch.ids_BT[:, 1:].to(states.device), mask_BR=batch.response_mask_BT[:, 1:].to(states.device)
+            )
+        return found.logps_BR
 
     def values(self, batch: ResponseBatch) -> Tensor:
         """V(x, y_<r) before every response token (B, R), in float32."""

@@ -16,6 +16,7 @@ from pipeline.errors import SourceUnreachableError
 from pipeline.models import builtin
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
+_TOKENIZER_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja")
 _WEIGHT_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
@@ -75,20 +76,47 @@ def materialise(identity: BaseIdentity) -> Path:
         raise _hub_error(identity.name, identity.revision, error) from error
 
 
+def tokenizer_folder(base: str, revision: str | None) -> Path:
+    """A local folder with a base model's tokenizer, without looking at its weights or fetching them.
+
+    Raises:
+        SourceUnreachableError: no such builtin, folder or reachable hub model; the message says what to type.
+    """
+    if base.startswith("builtin:"):
+        return builtin.tokenizer_folder(base)
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        _require_tokenizer(folder, "model.base")
+        return folder
+    if _looks_like_path(base):
+        raise SourceUnreachableError(f"model.base: folder {base} does not exist{_near(folder)}")
+    commit = _hub_commit(base, revision, "model.base")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(base, revision=commit, allow_patterns=list(_TOKENIZER_PATTERNS)))
+    except Exception as error:
+        raise _hub_error(base, revision, error) from error
+
+
 def _require_model_files(folder: Path, where: str) -> None:
     if not (folder / "config.json").is_file():
         raise SourceUnreachableError(f"{where}: folder {folder} has no config.json; is it a transformers model?")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise SourceUnreachableError(
-            f"{where}: folder {folder} has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}); save it there "
-            "with `AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained(FOLDER)`"
-        )
+    _require_tokenizer(folder, where)
     if not list(folder.glob("*.safetensors")):
         found = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"})
         what = f"only {', '.join(found)}, which can run code when loaded" if found else "no weights"
         raise SourceUnreachableError(
             f"{where}: folder {folder} has no .safetensors file ({what}); convert it with "
             "`AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)` on a machine you trust"
+        )
+
+
+def _require_tokenizer(folder: Path, where: str) -> None:
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise SourceUnreachableError(
+            f"{where}: folder {folder} has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}); save it there "
+            "with `AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained(FOLDER)`"
         )
 
 

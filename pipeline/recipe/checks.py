@@ -24,6 +24,7 @@ from pipeline.recipe.stage_settings import (
     OfflineSettings,
     PpoSettings,
     RewardSettings,
+    SftSettings,
     StageSettings,
 )
 from pipeline.recipe.vocabulary import article, nearest
@@ -187,6 +188,9 @@ def _stage(recipe: Recipe, name: str) -> Iterator[Problem]:
     yield from _deepspeed(stage, at)
     if isinstance(stage, OfflineSettings):
         yield from _trainer_args(stage, stage.kind, at)
+    if isinstance(stage, SftSettings) and stage.packing and stage.group_by_length:
+        text = "packed rows have no padding, so that grouping them has no effect; remove one of the two"
+        yield Problem((*at, "group_by_length"), text)
     if isinstance(stage, DpoSettings):
         yield from _dpo(stage, at)
     if isinstance(stage, RewardSettings):

@@ -46,7 +46,13 @@ DPO_KEYS = {
 REWARD_KEYS = {
     "center_rewards_coefficient": "center_coefficient",
 }
-KIND_KEYS = {"dpo": DPO_KEYS, "reward": REWARD_KEYS, "ppo": PPO_KEYS}
+SFT_KEYS = {
+    "packing": "packing",
+    "packing_strategy": "packing",
+    "padding_free": "packing",
+    "train_sampling_strategy": "group_by_length",
+}
+KIND_KEYS = {"sft": SFT_KEYS, "dpo": DPO_KEYS, "reward": REWARD_KEYS, "ppo": PPO_KEYS}
 # ... -> the key elsewhere in the recipe.
 RUN_KEYS = {
     "output_dir": "output_dir",

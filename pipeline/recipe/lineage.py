@@ -18,6 +18,8 @@ from pipeline.recipe.vocabulary import nearest
 BASE = "base"
 POLICY_KINDS = ("sft", "dpo", "ppo")
 DataName = Literal["sft", "preference"]
+ASKING_TASKS = ("rules", "kl", "score")
+"""Tasks of the evaluation that need prompts to be answered."""
 
 
 def earlier(recipe: Recipe, stage_name: str, kinds: tuple[str, ...] = POLICY_KINDS) -> list[str]:
@@ -116,6 +118,18 @@ def used_data(recipe: Recipe, stage_name: str) -> tuple[DataName, ...]:
     prompts = prompts_from(recipe) or "preference"
     with_demonstrations = isinstance(stage, PpoSettings) and stage.ptx_coef > 0 and prompts != "sft"
     return (prompts, "sft") if with_demonstrations else (prompts,)
+
+
+def evaluation_reads(recipe: Recipe) -> list[tuple[DataName, Literal["demonstrations", "prompts"]]]:
+    """Return the data sets that the evaluation reads, and what it makes of their rows."""
+    found: list[tuple[DataName, Literal["demonstrations", "prompts"]]] = []
+    tasks = set(recipe.evaluation.tasks)
+    prompts = prompts_from(recipe)
+    if prompts is not None and tasks.intersection(ASKING_TASKS):
+        found.append((prompts, "prompts"))
+    if recipe.data.sft is not None and "perplexity" in tasks:
+        found.append(("sft", "demonstrations"))
+    return found
 
 
 def split_part(recipe: Recipe, stage_name: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.recipe.cleaning_settings import CleanSettings, DecontaminateSettings, PairCleanSettings
 from pipeline.recipe.settings import Fraction, PositiveFloat, PositiveInt, Settings, StageName
 from pipeline.recipe.stage_settings import AnyStage
 
@@ -47,7 +48,9 @@ class ModelSettings(Settings):
         "none", description="Quantise the frozen base with bitsandbytes (needs an adapter and a GPU)."
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="Attention implementation; auto leaves the choice to transformers."
+        "auto",
+        description="Attention implementation. auto: sdpa without padding and with common beginnings computed once, "
+        "where that is exact for the model, else what transformers chooses.",
     )
     adapter: AdapterSettings | Literal["none"] = Field(
         default_factory=AdapterSettings, description="The adapter, or `none` for full fine-tuning."
@@ -97,6 +100,15 @@ class DataSetSettings(Settings):
         description="List training rows in an order drawn with the seed, not source by source; trainers draw their "
         "batches at random in any case.",
     )
+    clean: CleanSettings = Field(default_factory=CleanSettings, description="Rules that training rows must pass.")
+
+
+class PreferenceSetSettings(DataSetSettings):
+    """Training and held-out preference pairs."""
+
+    clean: PairCleanSettings = Field(
+        default_factory=PairCleanSettings, description="Rules that training pairs must pass."
+    )
 
 
 class PromptSettings(Settings):
@@ -112,8 +124,11 @@ class DataSettings(Settings):
     """All data of the run."""
 
     sft: DataSetSettings | None = Field(None, description="Demonstrations for supervised fine-tuning.")
-    preference: DataSetSettings | None = Field(None, description="Pairs of a chosen and a rejected answer.")
+    preference: PreferenceSetSettings | None = Field(None, description="Pairs of a chosen and a rejected answer.")
     prompts: PromptSettings = Field(default_factory=PromptSettings, description="Prompts to answer.")
+    decontaminate: DecontaminateSettings | None = Field(
+        None, description="Keep evaluation sets out of the training rows; off unless written."
+    )
     chat_template: str = Field(
         "auto",
         description="auto: the tokenizer's own, else `plain`. Or `plain`, `alpaca`, `chatml`, or a .jinja file.",

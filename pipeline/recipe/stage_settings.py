@@ -48,6 +48,11 @@ class OfflineSettings(StageSettings):
     global_batch_size: PositiveInt = Field(
         16, description="Rows per optimiser step over all processes; accumulation follows from it, exactly."
     )
+    engine: Literal["auto", "streams", "trl"] = Field(
+        "auto",
+        description="What computes a step. streams: every prompt once, nothing padded, the head on answers only. trl: "
+        "TRL's own trainer. auto: streams where they are exact for this model and loss, and says which and why.",
+    )
     trainer_args: dict[str, Any] = Field(
         default_factory=dict, description="Further fields of the library's own config class, checked by name."
     )
@@ -60,6 +65,14 @@ class SftSettings(OfflineSettings):
     learning_rate: PositiveFloat = Field(2.0e-4, description="Peak learning rate (use about 1e-5 without an adapter).")
     init: StageName | None = Field(
         None, description="Earlier stage, or `base`, to start from (default: the base model)."
+    )
+    packing: bool = Field(
+        False,
+        description="Lay rows end to end in sequences of up to max_length, kept apart by attention: no padding. Batch "
+        "sizes then count packed sequences.",
+    )
+    group_by_length: bool = Field(
+        False, description="Draw rows of like length into one batch: less padding, less chance in the order."
     )
 
 

@@ -26,6 +26,7 @@ import torch
 
 from pipeline.errors import TrivetError
 from pipeline.models.forward import causal_model
+from pipeline.models.stream_attention import STREAMS
 from pipeline.rollouts.answers import Answer, Progress, Sampling, cut_at_stop
 from pipeline.rollouts.generate import place_seed, without_own_settings
 from pipeline.runtime import Ranks, gather_lists
@@ -152,6 +153,9 @@ def _left_as_found(inner: Any) -> Iterator[None]:
     """Put back what continuous batching changes: training modes, attention, and the generators that it seeds."""
     modes = [(module, module.training) for module in inner.modules()]
     attention = inner.config._attn_implementation
+    if attention == STREAMS:
+        # It knows scaled-dot-product attention by that name alone.
+        inner.set_attn_implementation("sdpa")
     try:
         with torch.random.fork_rng(devices=[inner.device] if inner.device.type == "cuda" else []):
             yield

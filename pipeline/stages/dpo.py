@@ -1,4 +1,4 @@
-"""Direct preference optimisation on TRL's DPOTrainer, against a frozen copy of the policy it starts from.
+"""Direct preference optimisation, on streams or TRL's DPOTrainer, against a frozen copy of the policy it starts from.
 
 Takes: `data.preference` and an earlier policy (the reference). Gives: a policy. With an adapter the reference is a
 second, frozen adapter on the same base; with full fine-tuning it is a second model. Implicit-reward accuracy on
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
+from transformers import Trainer
 from trl import DPOConfig, DPOTrainer
 
 from data_prep.build import encode_pairs
@@ -21,18 +22,20 @@ from data_prep.records import PreferencePair
 from evaluation.intervals import bootstrap_mean_ci, preference_accuracy
 from evaluation.likelihood import Likelihood, Scorer, pair_rows
 from pipeline.algorithms.dpo import preference_margins
+from pipeline.batch_order import pair_padding
 from pipeline.context import StageContext, StageResult, once
 from pipeline.models import adapters
 from pipeline.models.load import device
 from pipeline.recipe.stage_settings import DpoSettings
 from pipeline.runtime import resolve_precision
 from pipeline.stages.dpo_loss import loss_arguments, rpo_loss
+from pipeline.stages.dpo_objective import Preference, lacks
+from pipeline.stages.dpo_reference import REFERENCE, add_reference, reference_call
+from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
-from pipeline.stages.pairs import pair_line, unseen_pairs, write_held_out, write_train_prompts
+from pipeline.stages.pairs import pair_line, unseen_pairs, write_held_out, write_train_rows
 from pipeline.stages.policy import Policy, load_policy, load_reference, save_policy
-
-REFERENCE = "ref"
-"""Name under which TRL keeps the frozen copy of the adapter it is given."""
+from pipeline.stages.stream_trainer import StreamTrainer
 
 
 class CommittedDPOTrainer(CommittedTrainer, DPOTrainer):
@@ -66,18 +69,12 @@ def run(context: StageContext) -> StageResult:
         context.recipe.data, ChatFormatter(policy.tokenizer), context.recipe.seed, context.data_part, context.aside
     )
     held_out = unseen_pairs(held_out, context, report)
+    assert context.recipe.data.preference is not None
+    report["padding"] = pair_padding(settings, train.rows, context.recipe.data.preference, context.recipe.seed)
     context.console.say(f"{len(train.rows)} pairs to train on, {len(held_out.rows)} held out")
-    arguments = training_arguments(
-        DPOConfig, settings, context, beta=settings.beta, max_length=None, **loss_arguments(settings)
-    )
-    trainer = CommittedDPOTrainer(
-        model=policy.model,
-        ref_model=reference,
-        args=arguments,
-        train_dataset=Dataset.from_list([_row(row) for row in train.rows]),
-        processing_class=policy.tokenizer,
-        rpo_alpha=settings.rpo_alpha if settings.loss_type == "rpo" else None,
-    )
+    models = [policy.model] if reference is None else [policy.model, reference]
+    engine = choose_engine(context, settings, models, lacks(settings))
+    trainer = _trainer(engine, policy, reference, settings, context, train.rows)
     size = 2 * settings.per_device_batch_size
     scorer = Scorer(policy.model, policy.description.pad_id, size, precision, context.ranks)
     judge = _Judge(policy, reference, scorer, settings.beta, context)
@@ -87,11 +84,12 @@ def run(context: StageContext) -> StageResult:
     save_policy(policy, context)
     if context.ranks.is_first:
         write_held_out(context, _lines(held_out.records, before["margins"], after))
-        write_train_prompts(context, train.records)
+        write_train_rows(context, train)
     metrics = {
         **_metrics(before["margins"], after),
         "steps": trainer.state.global_step,
         "train_rows": len(train.rows),
+        "engine": engine,
     }
     if context.ranks.is_first and held_out.rows:
         for step, suffix in ((0, "_before"), (trainer.state.global_step, "")):
@@ -104,6 +102,27 @@ def run(context: StageContext) -> StageResult:
         device=str(device()),
         data={"preference": report},
         metrics=metrics,
+    )
+
+
+def _trainer(
+    engine: str, policy: Policy, reference: Any, settings: DpoSettings, context: StageContext, rows: list[EncodedPair]
+) -> Trainer:
+    arguments = training_arguments(
+        DPOConfig, settings, context, beta=settings.beta, max_length=None, **loss_arguments(settings)
+    )
+    if engine == STREAMS:
+        if reference is None:
+            add_reference(policy.model)
+        call = reference_call(policy.model, reference, resolve_precision(settings.precision))
+        return StreamTrainer(model=policy.model, args=arguments, rows=rows, objective=Preference(settings, call))
+    return CommittedDPOTrainer(
+        model=policy.model,
+        ref_model=reference,
+        args=arguments,
+        train_dataset=Dataset.from_list([_row(row) for row in rows]),
+        processing_class=policy.tokenizer,
+        rpo_alpha=settings.rpo_alpha if settings.loss_type == "rpo" else None,
     )
 
 

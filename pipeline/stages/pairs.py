@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from data_prep.build import EncodedSet, prompt_hashes, without_seen
 from data_prep.chat import EncodedPair
+from data_prep.cleaning import write_dropped
 from data_prep.records import PreferencePair
 from pipeline.context import HELD_OUT_PAIRS, TRAIN_PROMPTS, StageContext, seen_prompts
 
@@ -25,9 +26,12 @@ def unseen_pairs(held_out: Pairs, context: StageContext, report: dict[str, Any])
     return EncodedSet([record for record, _ in kept], [row for _, row in kept])
 
 
-def write_train_prompts(context: StageContext, records: Sequence[PreferencePair]) -> None:
-    """Leave the hashes of all prompts that this stage, or one it stands on, was trained on (first rank only)."""
-    seen = seen_prompts(context.parents) | set(prompt_hashes(records))
+def write_train_rows(context: StageContext, train: Pairs) -> None:
+    """Leave the hashes of all prompts that this stage, or one it stands on, was trained on, and the rows that were
+    dropped (first rank only).
+    """
+    write_dropped(context.folder, train.dropped)
+    seen = seen_prompts(context.parents) | set(prompt_hashes(train.records))
     (context.folder / TRAIN_PROMPTS).write_text("\n".join(sorted(seen)) + "\n")
 
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from data_prep.build import prompt_hashes
 from data_prep.chat import ChatFormatter
+from data_prep.cleaning import write_dropped
 from pipeline import checkpoint
 from pipeline.algorithms.kl import AdaptiveKL
 from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, seen_prompts
@@ -68,6 +69,7 @@ def run(context: StageContext) -> StageResult:
     keeper.restore_selected()
     save_policy(policy, context)
     if context.ranks.is_first:
+        write_dropped(context.folder, prompts.dropped)
         trained = prompt_hashes([prompt for prompt, _ in prompts.train])
         seen = seen_prompts(context.parents) | set(trained)
         (context.folder / TRAIN_PROMPTS).write_text("\n".join(sorted(seen)) + "\n")

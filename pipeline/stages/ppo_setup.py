@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.build import QUARANTINE, encode, encode_demonstrations, prompts, without_seen
+from data_prep.build import encode_demonstrations
 from data_prep.chat import ChatFormatter
-from data_prep.clean import limit_records
-from data_prep.readers import write_quarantine
+from data_prep.cleaning import Dropped
+from data_prep.prompt_rows import encode_prompts
 from data_prep.records import Prompt
 from pipeline.context import StageContext
 from pipeline.errors import DataError, RecipeError, TrivetError
@@ -49,6 +49,8 @@ class PromptSet:
     train: list[PromptRow]
     held_out: list[PromptRow]
     report: dict[str, Any]
+    dropped: list[Dropped]
+    """Prompts that cleaning and tokenising took out of training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,31 +180,29 @@ def make_prompts(
         RecipeError: prompts and answers do not fit in the model's context.
     """
     recipe = context.recipe
-    found = prompts(recipe.data, recipe.seed, context.data_part)
-    if context.ranks.is_first:
-        write_quarantine(context.folder / QUARANTINE, found.quarantined)
-    longest = recipe.data.prompts.max_prompt_length
-    train, held_out = found.train, without_seen(found.held_out, seen)
-    if any(source.from_ == RULES for source in reward_sources(recipe, context.stage)):
-        kept = [[prompt for prompt in part if prompt.check is not None] for part in (train, held_out)]
-        found.report["dropped"]["no_rule"] = len(train) + len(held_out) - sum(map(len, kept))
-        train, held_out = kept
-    held_out = limit_records(held_out, settings.eval_prompts, 0)
-    rows = [encode(part, lambda prompt: formatter.prompt(prompt, longest), found.report) for part in (train, held_out)]
-    if not rows[0].rows:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in found.report["dropped"].items()) or "none was read"
+    train, held_out, report = encode_prompts(
+        recipe.data,
+        formatter,
+        recipe.seed,
+        with_rule=any(source.from_ == RULES for source in reward_sources(recipe, context.stage)),
+        held_out=settings.eval_prompts,
+        seen=seen,
+        part=context.data_part,
+        aside=context.aside,
+    )
+    if not train.rows:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items()) or "none was read"
         raise DataError(f"stage {context.stage}: no prompt is left to train on ({reasons})")
-    if settings.kl_max is not None and not rows[1].rows:
+    if settings.kl_max is not None and not held_out.rows:
         raise DataError(
             f"stages.{context.stage}.kl_max: which policy lies within the budget is seen on held-out prompts, and "
             "there are none; raise the data set's eval_fraction, or remove kl_max"
         )
-    _require_room(context, settings, max(len(row.ids) for part in rows for row in part.rows), positions)
-    found.report.update(train_rows=len(rows[0].rows), eval_rows=len(rows[1].rows))
+    _require_room(context, settings, max(len(row.ids) for part in (train, held_out) for row in part.rows), positions)
     train_rows, held_out_rows = (
-        [(prompt, row.ids) for prompt, row in zip(part.records, part.rows, strict=True)] for part in rows
+        [(prompt, row.ids) for prompt, row in zip(part.records, part.rows, strict=True)] for part in (train, held_out)
     )
-    return PromptSet(train=train_rows, held_out=held_out_rows, report=found.report)
+    return PromptSet(train=train_rows, held_out=held_out_rows, report=report, dropped=train.dropped)
 
 
 def _require_room(context: StageContext, settings: PpoSettings, longest: int, positions: int | None) -> None:

@@ -1,4 +1,4 @@
-"""A Bradley-Terry reward model on TRL's RewardTrainer: a scalar score for a prompt and its answer.
+"""A Bradley-Terry reward model, on streams or TRL's RewardTrainer: a scalar score for a prompt and its answer.
 
 Takes: `data.preference`, an earlier policy (`init`) to start from, and the demonstrations of `data.sft` where there
 are any. Gives: a reward model, of one member or several, with the scale of its scores. Accuracy, calibration and what
@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from data_prep.build import encode_pairs
 from data_prep.chat import ChatFormatter
+from pipeline.batch_order import pair_padding
 from pipeline.context import StageContext, StageResult, require_same_base, require_same_tokenizer
 from pipeline.durable import write_json_atomically
 from pipeline.errors import TrivetError
@@ -18,11 +19,11 @@ from pipeline.models.load import describe_tokenizer, device, load_tokenizer
 from pipeline.models.reward_model import SPEC
 from pipeline.recipe.stage_settings import RewardSettings
 from pipeline.runtime import resolve_precision
-from pipeline.stages.pairs import unseen_pairs, write_held_out, write_train_prompts
+from pipeline.stages.pairs import unseen_pairs, write_held_out, write_train_rows
 from pipeline.stages.reward_member import MemberScores, Training, train_member
+from pipeline.stages.reward_objective import margin_pairs
 from pipeline.stages.reward_questions import questions
 from pipeline.stages.reward_results import measured, pair_lines, scored_pairs, spec_of
-from pipeline.stages.reward_trainer import trainer_rows
 from pipeline.stages.reward_weights import keep_members
 
 
@@ -39,6 +40,8 @@ def run(context: StageContext) -> StageResult:
     )
     held_out = unseen_pairs(held_out, context, report)
     asked = questions(context, formatter, train, held_out)
+    assert context.recipe.data.preference is not None
+    report["padding"] = pair_padding(settings, train.rows, context.recipe.data.preference, context.recipe.seed)
     context.console.say(f"{len(train.rows)} pairs to train on, {len(held_out.rows)} held out")
     training = Training(
         settings=settings,
@@ -47,7 +50,7 @@ def run(context: StageContext) -> StageResult:
         tokenizer=tokenizer,
         description=description,
         precision=resolve_precision(settings.precision),
-        rows=trainer_rows(train.records, train.rows, use_margins=settings.use_margins),
+        rows=margin_pairs(train.records, train.rows, use_margins=settings.use_margins),
         questions=asked,
     )
     members = _train_all(context, training)
@@ -59,7 +62,7 @@ def run(context: StageContext) -> StageResult:
         keep_members(context, training.form, len(members))
         write_json_atomically(context.folder / SPEC, spec.model_dump(mode="json"))
         write_held_out(context, pair_lines(held_out, scored))
-        write_train_prompts(context, train.records)
+        write_train_rows(context, train)
         _log(context, metrics, steps)
     return StageResult(
         form=cast(Any, training.form),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import Trainer
 from trl import RewardConfig
 
 from evaluation.scores import SequenceScorer
@@ -25,10 +26,13 @@ from pipeline.errors import TrivetError
 from pipeline.models.forward import causal_model
 from pipeline.recipe.stage_settings import RewardSettings
 from pipeline.runtime import seed_everything
+from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import fit, training_arguments
+from pipeline.stages.reward_objective import Comparison, MarginPair
 from pipeline.stages.reward_questions import Questions
-from pipeline.stages.reward_trainer import CommittedRewardTrainer
+from pipeline.stages.reward_trainer import CommittedRewardTrainer, trainer_rows
 from pipeline.stages.reward_weights import save_member, starting_model
+from pipeline.stages.stream_trainer import StreamTrainer
 from pipeline.tracking import Tracker
 
 _SEEDS_APART = 1000
@@ -46,8 +50,8 @@ class Training:
     tokenizer: Any
     description: TokenizerEntry
     precision: str
-    rows: list[dict[str, Any]]
-    """Of the trainer."""
+    rows: list[MarginPair]
+    """To train on."""
     questions: Questions
 
 
@@ -134,22 +138,32 @@ def _train(context: StageContext, training: Training, index: int) -> MemberScore
     task = partial(context.console.progress, "held-out answers")
     pairs = [*asked.chosen, *asked.rejected]
     before = once(context, f"member_{index + 1}_before", lambda: {"scores": scorer.score(pairs, task)})["scores"]
+    engine = choose_engine(context, settings, [model])
+    trainer = _trainer(engine, model, training, context)
+    fit(trainer, context)
+    scores = _ask(scorer, asked, trainer.state.global_step, before, context)
+    if context.ranks.is_first:
+        save_member(model, training.tokenizer, context, training.form, index)
+    return scores
+
+
+def _trainer(engine: str, model: Any, training: Training, context: StageContext) -> Trainer:
+    settings = training.settings
     arguments = training_arguments(
         RewardConfig, settings, context, max_length=None,
         center_rewards_coefficient=settings.center_coefficient or None,
     )  # fmt: skip
-    trainer = CommittedRewardTrainer(
+    if engine == STREAMS:
+        objective = Comparison(
+            use_margins=any(row.margin for row in training.rows), center_coefficient=settings.center_coefficient
+        )
+        return StreamTrainer(model=model, args=arguments, rows=training.rows, objective=objective)
+    return CommittedRewardTrainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_list(training.rows),
+        train_dataset=Dataset.from_list(trainer_rows(training.rows)),
         processing_class=training.tokenizer,
     )
-    fit(trainer, context)
-    steps = trainer.state.global_step
-    scores = _ask(scorer, asked, steps, before, context)
-    if context.ranks.is_first:
-        save_member(model, training.tokenizer, context, training.form, index)
-    return scores
 
 
 def _ask(

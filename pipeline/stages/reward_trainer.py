@@ -7,10 +7,9 @@ from typing import Any
 
 from trl import RewardTrainer
 
-from data_prep.chat import EncodedPair
-from data_prep.records import PreferencePair
 from pipeline.models.forward import causal_model
 from pipeline.stages.offline import CommittedTrainer
+from pipeline.stages.reward_objective import MarginPair
 
 
 class CommittedRewardTrainer(CommittedTrainer, RewardTrainer):
@@ -28,15 +27,13 @@ class CommittedRewardTrainer(CommittedTrainer, RewardTrainer):
         return dataset
 
 
-def trainer_rows(
-    records: Sequence[PreferencePair], rows: Sequence[EncodedPair], *, use_margins: bool
-) -> list[dict[str, Any]]:
-    """The trainer's rows: prompt and answer as one, and the margin where it is used and any pair states one."""
+def trainer_rows(pairs: Sequence[MarginPair]) -> list[dict[str, Any]]:
+    """The trainer's rows: prompt and answer as one, and the margin where any pair has one."""
     found: list[dict[str, Any]] = [
         {"chosen_ids": [*row.prompt_ids, *row.chosen_ids], "rejected_ids": [*row.prompt_ids, *row.rejected_ids]}
-        for row in rows
+        for row, _ in pairs
     ]
-    if use_margins and any(record.margin is not None for record in records):
-        for row, record in zip(found, records, strict=True):
-            row["margin"] = record.margin or 0.0
+    if any(margin for _, margin in pairs):
+        for each, (_, margin) in zip(found, pairs, strict=True):
+            each["margin"] = margin
     return found

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: imitate the demonstrations' answers, on TRL's SFTTrainer.
+"""Supervised fine-tuning: imitate the demonstrations' answers, on streams or TRL's SFTTrainer.
 
 Takes: `data.sft`, optionally an earlier policy (`init`). Gives: a policy. Loss on response tokens only; the held-out
 loss is measured before and after.
@@ -9,25 +9,43 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, cast
 
-from datasets import Dataset
+from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
 from data_prep.build import encode_demonstrations, prompt_hashes
 from data_prep.chat import ChatFormatter, EncodedDemonstration
+from data_prep.cleaning import write_dropped
 from evaluation.likelihood import Scorer, demonstration_rows, mean_loss
+from pipeline.batch_order import GroupedSampler, sft_padding
 from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
 from pipeline.models.load import device
 from pipeline.recipe.stage_settings import SftSettings
 from pipeline.runtime import resolve_precision
+from pipeline.stages.engine import STREAMS, TRL, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
-from pipeline.stages.policy import load_policy, save_policy
-
-IGNORED = -100
-"""The label value that transformers' losses leave out."""
+from pipeline.stages.policy import Policy, load_policy, save_policy
+from pipeline.stages.sft_batches import PassCallback, batch_arguments, grouped_sampler, require_rows_apart, trainer_rows
+from pipeline.stages.sft_objective import Imitation
+from pipeline.stages.stream_trainer import StreamTrainer
 
 
 class CommittedSFTTrainer(CommittedTrainer, SFTTrainer):
-    """TRL's trainer under the commit protocol."""
+    """TRL's trainer under the commit protocol.
+
+    Args:
+        grouped: settings of a stage that groups rows by length, else None.
+    """
+
+    def __init__(self, *args: Any, grouped: SftSettings | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.sampler: GroupedSampler | None = None
+        if grouped is not None:
+            self.sampler = grouped_sampler(self.train_dataset, grouped, self.args.seed)
+            self.add_callback(PassCallback(self.sampler))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        # The library's own draws from the process's generator, whose state differs after a resume and between ranks.
+        return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
 
 
 def run(context: StageContext) -> StageResult:
@@ -44,19 +62,16 @@ def run(context: StageContext) -> StageResult:
         policy.model, policy.description.pad_id, 2 * settings.per_device_batch_size, precision, context.ranks
     )
     before = once(context, "before", lambda: _held_out_loss(scorer, held_out.rows, context))
-    arguments = training_arguments(
-        SFTConfig, settings, context, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True}
-    )
-    trainer = CommittedSFTTrainer(
-        model=policy.model,
-        args=arguments,
-        train_dataset=Dataset.from_list([_row(row) for row in train.rows]),
-        processing_class=policy.tokenizer,
-    )
+    engine = choose_engine(context, settings, [policy.model], _lacks(settings))
+    trainer = _trainer(engine, policy, settings, context, train.rows, precision)
+    assert context.recipe.data.sft is not None
+    if engine == TRL:
+        report["padding"] = sft_padding(settings, train.rows, context.recipe.data.sft, context.recipe.seed)
     fit(trainer, context)
     after = _held_out_loss(scorer, held_out.rows, context)
     save_policy(policy, context)
     if context.ranks.is_first:
+        write_dropped(context.folder, train.dropped)
         seen = seen_prompts(context.parents) | set(prompt_hashes(train.records))
         (context.folder / TRAIN_PROMPTS).write_text("\n".join(sorted(seen)) + "\n")
         context.tracker.log(0, "eval", {"loss": before["loss"]} if before["loss"] is not None else {})
@@ -68,6 +83,7 @@ def run(context: StageContext) -> StageResult:
         "steps": trainer.state.global_step,
         "train_rows": len(train.rows),
         "eval_rows": len(held_out.rows),
+        "engine": engine,
     }
     return StageResult(
         form=cast(Any, policy.form),
@@ -79,14 +95,43 @@ def run(context: StageContext) -> StageResult:
     )
 
 
+def _trainer(
+    engine: str,
+    policy: Policy,
+    settings: SftSettings,
+    context: StageContext,
+    rows: list[EncodedDemonstration],
+    precision: str,
+) -> Trainer:
+    assert context.recipe.data.sft is not None
+    longest = context.recipe.data.sft.max_length
+    arguments = training_arguments(
+        SFTConfig, settings, context, **batch_arguments(settings, longest),
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )  # fmt: skip
+    if engine == STREAMS:
+        return StreamTrainer(model=policy.model, args=arguments, rows=rows, objective=Imitation())
+    if settings.packing:
+        require_rows_apart(policy.model, rows, policy.description.pad_id, precision, context.stage)
+    return CommittedSFTTrainer(
+        model=policy.model,
+        args=arguments,
+        train_dataset=trainer_rows(rows, settings, longest, context.recipe.seed),
+        processing_class=policy.tokenizer,
+        grouped=settings if settings.group_by_length else None,
+    )
+
+
+def _lacks(settings: SftSettings) -> str | None:
+    """Why the steps are left to TRL: streams have neither padding to save nor sequences to fill."""
+    if settings.packing:
+        return "packing is TRL's"
+    return "grouping by length is for padded batches" if settings.group_by_length else None
+
+
 def _held_out_loss(scorer: Scorer, rows: list[EncodedDemonstration], context: StageContext) -> dict[str, Any]:
     """Loss per response token on held-out rows; nulls when there are none."""
     if not rows:
         return {"loss": None, "tokens": 0}
     found = scorer.score(demonstration_rows(rows), partial(context.console.progress, "held-out rows"))
     return {"loss": mean_loss(found), "tokens": sum(row.tokens for row in found)}
-
-
-def _row(row: EncodedDemonstration) -> dict[str, list[int]]:
-    labels = [token if trained else IGNORED for token, trained in zip(row.input_ids, row.response_mask, strict=True)]
-    return {"input_ids": row.input_ids, "labels": labels}

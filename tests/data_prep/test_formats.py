@@ -390,3 +390,20 @@ def test_csv_rows_become_records_too(tmp_path: Path) -> None:
     assert [record.messages for record in result.records] == [(U, A)]
     assert (result.dropped, result.records[0].origin.row) == ({"empty_answer": 1}, 2)
     assert read_prompts(SourceSpec(path=str(path))).records[0].check == {"kind": "x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [("sharegpt", {"conversations": [{"from": "human", "value": "Hi?"}]}), ("alpaca", {"instruction": "Hi?"})],
+)
+def test_other_trainers_pairs_go_by_the_name_of_their_prompts(write, name, prompt) -> None:
+    row = {**prompt, "chosen": {"from": "gpt", "value": "Yo."}, "rejected": {"from": "gpt", "value": "No."}}
+    if name == "alpaca":
+        row |= {"input": "", "chosen": "Yo.", "rejected": "No."}
+    named, found = read_pairs(write([row], name)), read_pairs(write([row]))
+    assert named.records == found.records and named.format == "preference" and name in named.why
+    assert (named.records[0].chosen, named.records[0].rejected) == ("Yo.", "No.")
+    assert read_demonstrations(write([row], name)).records[0].messages[-1].content == "Yo."
+    del row["rejected"]
+    with pytest.raises(DataError, match="has no pairs"):
+        read_pairs(write([row], name))

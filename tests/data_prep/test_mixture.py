@@ -246,3 +246,16 @@ def test_a_count_stands_alone(other: str) -> None:
 
     with pytest.raises(RecipeError, match=f"count: says exactly how many rows to take, so {other} has no say"):
         sft_data({"path": "a", "count": 3, other: 2})
+
+
+def test_a_count_that_cleaning_among_sources_breaks_is_said(tmp_path: Path) -> None:
+    question = "Explain in one sentence why the bread rises in a hot oven"
+    paths = []
+    for name, answer in (("a", "Yeast makes gas, the dough holds it."), ("b", "Yeast makes gas; the dough holds it!")):
+        row = {"instruction": question, "output": answer, "split": "train"}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+        paths.append(str(tmp_path / f"{name}.jsonl"))
+    sources = [{"path": paths[0]}, {"path": paths[1], "count": 1}]
+    assert len(build.demonstrations(sft_data(*sources), 1).train) == 2
+    with pytest.raises(DataError, match=r"b\.jsonl: count asks for 1 training rows and 0 are left"):
+        build.demonstrations(sft_data(*sources, clean={"near_duplicates": {}}), 1)

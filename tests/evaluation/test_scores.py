@@ -109,7 +109,8 @@ def test_ranks_share_the_rows(tiny_folder):
 
 def test_sharing_keeps_the_order_and_counts():
     seen: list[tuple[int, int]] = []
-    found = over_ranks([3, 5, 1, 5, 2], 2, ALONE, lambda batch: [10 * i for i in batch], lambda *at: seen.append(at))
+    rows = [[0] * length for length in (3, 5, 1, 5, 2)]
+    found = over_ranks(rows, 2, ALONE, lambda batch: [10 * i for i in batch], lambda *at: seen.append(at))
     assert found == [0, 10, 20, 30, 40]
     assert seen == [(0, 5), (2, 5), (4, 5), (5, 5)]
 

@@ -23,6 +23,7 @@ from evaluation.likelihood import Scorer, pair_rows
 from pipeline.errors import TrivetError
 from pipeline.models import adapters
 from pipeline.models.source import identify
+from pipeline.models.stream_forward import attend_in_streams
 from pipeline.recipe.schema import AdapterSettings, Recipe
 from pipeline.recipe.stage_settings import DpoSettings
 from pipeline.runtime import Ranks
@@ -65,6 +66,13 @@ def artefact_of(weights: Path, form: str, description: Any) -> Any:
     """What a sealed SFT artefact tells the next stage."""
     manifest = SimpleNamespace(form=form, stage="sft", tokenizer=description, base=identify(BASE, None))
     return SimpleNamespace(weights=weights, manifest=manifest)
+
+
+def fresh(folder: Path) -> Any:
+    """The base as stages load it, so that scores can be compared to the last bit."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert attend_in_streams(model) is None
+    return model
 
 
 def scores(model: Any, rows: list[EncodedPair] = PAIRS) -> list[float]:
@@ -222,7 +230,7 @@ def test_judging_leaves_the_policy_trainable(dpo):
 def test_without_an_earlier_stage_the_reference_is_the_base(tiny_folder, tmp_path):
     context = context_of(tmp_path, tiny_folder, {"r": 4})
     policy = load_policy(context, None, precision="fp32", dropout=False)
-    plain = AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
+    plain = fresh(tiny_folder).eval()
     config = DPOConfig(output_dir=str(tmp_path), max_length=None, use_cpu=True, bf16=False, report_to="none")
     rows = Dataset.from_list([_row(row) for row in PAIRS])
     CommittedDPOTrainer(model=policy.model, args=config, train_dataset=rows, processing_class=policy.tokenizer)
@@ -266,7 +274,7 @@ def test_a_parent_in_another_form_is_refused(sft, tiny_folder, tmp_path):
 
 def test_the_round_trip_is_exact(sft, tiny_folder):
     """Saved and attached to a fresh base: bitwise the same weights and logits, trainable, and one adapter only."""
-    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    base = fresh(tiny_folder)
     plain = logits(base).clone()
     model = adapters.attach_trained(base, sft.artefact.weights)
     assert torch.equal(logits(model), sft.logits)
@@ -284,7 +292,7 @@ def test_dpo_seals_its_own_adapter_and_not_the_reference(sft, dpo, tiny_folder, 
     folder = dpo.context.folder / "adapter"
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == []
     assert not any(REFERENCE in name for name in load_file(folder / "adapter_model.safetensors"))
-    again = adapters.attach_trained(AutoModelForCausalLM.from_pretrained(tiny_folder), folder)
+    again = adapters.attach_trained(fresh(tiny_folder), folder)
     assert torch.equal(logits(again), trained)
     assert not torch.equal(trained, sft.logits)
 
@@ -294,7 +302,7 @@ def test_several_policies_on_one_base(sft, dpo, tiny_folder):
     dpo.trainer.train()
     after = scores(dpo.model)
     save_policy(dpo.policy, dpo.context)
-    base = AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
+    base = fresh(tiny_folder).eval()
     plain = logits(base).clone()
     model = adapters.attach_frozen(base, sft.artefact.weights, "stage_sft")
     model = adapters.attach_frozen(model, dpo.context.folder / "adapter", "stage_dpo").eval()
@@ -307,11 +315,11 @@ def test_several_policies_on_one_base(sft, dpo, tiny_folder):
         with adapters.active(model, None):
             assert torch.equal(logits(model), plain)
     assert not any(parameter.requires_grad for parameter in model.parameters()), "switching must not unfreeze"
-    assert scores(AutoModelForCausalLM.from_pretrained(tiny_folder).eval()) == sft.of_base
+    assert scores(fresh(tiny_folder).eval()) == sft.of_base
 
 
 def test_a_fresh_adapter_changes_nothing(tiny_folder):
-    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    base = fresh(tiny_folder)
     plain = logits(base).clone()
     model = adapters.attach_new(base, AdapterSettings(), dropout=True)
     assert torch.equal(logits(model), plain)
@@ -332,7 +340,7 @@ def test_the_configuration_names_the_base_as_the_recipe_does(sft, tiny_folder):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_weights_that_are_not_finite_are_refused(tiny_folder, tmp_path, value):
-    model = adapters.attach_new(AutoModelForCausalLM.from_pretrained(tiny_folder), AdapterSettings(r=4), dropout=False)
+    model = adapters.attach_new(fresh(tiny_folder), AdapterSettings(r=4), dropout=False)
     adapters.save(model, tmp_path / "sound", BASE)
     name, parameter = next((n, p) for n, p in model.named_parameters() if "lora_B" in n)
     with torch.no_grad():

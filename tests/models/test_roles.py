@@ -92,8 +92,17 @@ def widened(batch: ResponseBatch, left: int, right: int, pad_id: int) -> Respons
 # What a role says does not depend on what stands beside it
 
 
-def test_padding_and_batch_mates_change_nothing(read_only):
+@pytest.fixture
+def padded(monkeypatch):
+    """As for models that cannot attend in streams."""
+    monkeypatch.setattr("pipeline.models.forward.attends_in_streams", lambda _: False)
+
+
+@pytest.mark.parametrize("way", ["streams", "padded"])
+def test_padding_and_batch_mates_change_nothing(read_only, way, request):
     """Log-probabilities, values and scores to 1e-5, however rows are padded, mixed and ordered."""
+    if way == "padded":
+        request.getfixturevalue("padded")
     rows = alone(read_only.roles, list(range(len(PROMPTS))))
     assert largest_difference(say(read_only.roles, BATCH), rows) < 1e-5
     for left, right, pad_id in ((5, 0, PAD), (0, 6, PAD), (3, 4, EOS), (1, 1, 77)):
@@ -109,7 +118,7 @@ def test_padding_and_batch_mates_change_nothing(read_only):
     assert min(float(each.std()) for each in say(read_only.roles, BATCH).values()) > 0.01, "all of it varies"
 
 
-def test_without_positions_absolute_ones_are_grossly_off(tiny_folder, tmp_path):
+def test_without_positions_absolute_ones_are_grossly_off(tiny_folder, tmp_path, padded):
     """Control: counting positions from the padding's beginning changes log-probabilities by tenths of a nat."""
     parts = make_parts(tmp_path, lively_base(tmp_path / "base", tiny_folder, "gpt2"))
     rows = alone(parts.roles, list(range(len(PROMPTS))))

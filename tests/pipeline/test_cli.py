@@ -282,6 +282,10 @@ FLAGS = {
         "-h", "--help", "files", "--output", "--format", "--as", "--map", "--limit", "--quarantine", "--json",
     },
     "schema": {"-h", "--help"},
+    "data inspect": {
+        "-h", "--help", "recipe", "--set", "--stage", "--row", "--rows", "--ids", "--html", "--json",
+    },
+    "data report": {"-h", "--help", "recipe", "--set", "--stage", "--html", "--json"},
 }  # fmt: skip
 
 

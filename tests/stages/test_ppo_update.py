@@ -199,6 +199,7 @@ def test_control_positions_forgotten_in_training(make, gpt2, monkeypatch):
     def counted(trunk: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return hidden_states(trunk, ids, mask, torch.arange(ids.shape[1]).expand_as(ids))
 
+    monkeypatch.setattr("pipeline.models.forward.attends_in_streams", lambda _: False)
     monkeypatch.setattr("pipeline.models.roles.hidden_states", counted)
     assert learn(parts, minibatches).first_maxdev > 0.1
 

@@ -18,6 +18,7 @@ from pipeline.models.forward import causal_model
 from pipeline.models.heads import new_head, sequence_scores, with_head
 from pipeline.models.load import load_classifier, load_tokenizer
 from pipeline.recipe.schema import AdapterSettings, ModelSettings
+from pipeline.stages.reward_objective import margin_pairs
 from pipeline.stages.reward_trainer import CommittedRewardTrainer, trainer_rows
 
 ENCODED = [
@@ -71,7 +72,7 @@ def test_the_loss_is_the_stated_one(trainer_of, margins, center, pad):
 
     Controls: neither the margins nor the centring can be left out unnoticed.
     """
-    rows = trainer_rows(records(margins), ENCODED, use_margins=True)
+    rows = trainer_rows(margin_pairs(records(margins), ENCODED, use_margins=True))
     trainer = trainer_of(rows, center or None, pad)
     model = trainer.model.eval()
     loss = trainer.compute_loss(model, trainer.data_collator(rows))
@@ -89,7 +90,7 @@ def test_the_loss_is_the_stated_one(trainer_of, margins, center, pad):
 
 
 def test_equal_scores_give_log_two(trainer_of):
-    rows = trainer_rows(records([None] * 3), ENCODED, use_margins=True)
+    rows = trainer_rows(margin_pairs(records([None] * 3), ENCODED, use_margins=True))
     for row in rows:
         row["rejected_ids"] = row["chosen_ids"]
     trainer = trainer_of(rows)
@@ -98,11 +99,12 @@ def test_equal_scores_give_log_two(trainer_of):
 
 def test_rows_end_where_answers_end():
     """Prompt and answer as one; margins only where they are wanted and any pair states one."""
-    rows = trainer_rows(records(MARGINS), ENCODED, use_margins=True)
+    rows = trainer_rows(margin_pairs(records(MARGINS), ENCODED, use_margins=True))
     assert rows[0] == {"chosen_ids": [1, 40, 41, 42, 50, 51, 2], "rejected_ids": [1, 40, 41, 42, 60, 2], "margin": 0.7}
     assert [row["margin"] for row in rows] == [0.7, 0.0, -0.2]
-    assert all("margin" not in row for row in trainer_rows(records(MARGINS), ENCODED, use_margins=False))
-    assert all("margin" not in row for row in trainer_rows(records([None] * 3), ENCODED, use_margins=True))
+    for values, used in ((MARGINS, False), ([None] * 3, True)):
+        without = trainer_rows(margin_pairs(records(values), ENCODED, use_margins=used))
+        assert all("margin" not in row for row in without)
 
 
 def test_the_head_is_put_back_into_float32(trainer_of, monkeypatch):
@@ -110,7 +112,7 @@ def test_the_head_is_put_back_into_float32(trainer_of, monkeypatch):
     from transformers import LlamaForSequenceClassification
 
     monkeypatch.setattr(LlamaForSequenceClassification, "is_loaded_in_4bit", True, raising=False)
-    trainer = trainer_of(trainer_rows(records([None] * 3), ENCODED, use_margins=True))
+    trainer = trainer_of(trainer_rows(margin_pairs(records([None] * 3), ENCODED, use_margins=True)))
     trained = {name: value.dtype for name, value in trainer.model.named_parameters() if value.requires_grad}
     heads = {dtype for name, dtype in trained.items() if "score" in name}
     assert heads == {torch.float32}
@@ -118,7 +120,7 @@ def test_the_head_is_put_back_into_float32(trainer_of, monkeypatch):
 
 
 def test_training_moves_adapter_and_head_and_nothing_else(trainer_of):
-    rows = trainer_rows(records(MARGINS), ENCODED, use_margins=True)
+    rows = trainer_rows(margin_pairs(records(MARGINS), ENCODED, use_margins=True))
     trainer = trainer_of(rows, max_steps=3, learning_rate=1e-2, per_device_train_batch_size=3)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainable = {name for name, value in trainer.model.named_parameters() if value.requires_grad}

@@ -1,0 +1,1 @@
+"""Comparisons with peers that anybody can repeat; nothing here is installed."""

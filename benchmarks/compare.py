@@ -1,0 +1,139 @@
+"""One stage against its peer: same model, rows, adapter, batch, length and precision, in turns, on this machine.
+
+    python -m benchmarks.compare --stage dpo [--data FILE] [--json OUT]
+
+Each side runs in a process of its own, one after the other, so many rounds. The first step of a run, which warms
+caches up, is left out. Printed are medians over rounds of each round's ratio, peak memory, tokens that went through the
+layers, the share of this machine's measured matrix-product peak, and both loss curves, to show that the same thing was
+trained. The peer is TRL's own trainer in this environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.meter import matmul_peak  # noqa: E402
+from benchmarks.rows import write_rows  # noqa: E402
+from pipeline.models.source import identify, materialise  # noqa: E402
+from pipeline.runtime import resolve_precision  # noqa: E402
+
+SIDES = {"ours": "benchmarks.side_ours", "peer": "benchmarks.side_trl"}
+
+
+def main() -> None:
+    """Measure, print, and write the figures where asked."""
+    options = _options()
+    bf16 = resolve_precision(options.precision) == "bf16"
+    print(_machine(), flush=True)
+    base = materialise(identify(options.base, None))
+    settings = {
+        "batch_size": options.batch_size, "accumulation": options.accumulation, "steps": options.steps + 1,
+        "max_length": options.max_length, "bf16": bf16, "peer_dtype": options.peer_dtype,
+    }  # fmt: skip
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.jsonl"
+        count = settings["steps"] * options.batch_size * options.accumulation
+        write_rows(options.stage, options.data, count, rows)
+        for round_ in range(options.rounds):
+            # In turns, and not always the same one first.
+            for name in sorted(SIDES, reverse=round_ % 2 == 1):
+                command = [sys.executable, "-m", SIDES[name], options.stage, str(base), str(rows), json.dumps(settings)]
+                found[name].append(_run(command))
+                print(f"round {round_ + 1}  {name}  {_rate(found[name][-1]):.3f} rows/s", flush=True)
+    report = _report(options.stage, settings, found, matmul_peak(bf16))
+    print(_text(report))
+    if options.json:
+        Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", required=True, choices=("sft", "reward", "dpo"))
+    parser.add_argument("--data", help="file of demonstrations or pairs (default: the bundled sample)")
+    parser.add_argument("--base", default="builtin:smollm2-135m-instruct")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help="timed optimiser steps in each run")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
+    parser.add_argument("--peer-dtype", default="float32", choices=("float32", "bfloat16"), help="of TRL's base")
+    parser.add_argument("--json", metavar="FILE", help="write all figures here")
+    return parser.parse_args()
+
+
+def _run(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _rate(run: dict[str, Any]) -> float:
+    timed = run["seconds"][1:]
+    return float(run["rows_per_step"] * len(timed) / sum(timed))
+
+
+def _report(
+    stage: str, settings: dict[str, Any], found: dict[str, list[dict[str, Any]]], peak: float
+) -> dict[str, Any]:
+    pairs = list(zip(found["ours"], found["peer"], strict=True))
+    return {
+        "stage": stage,
+        "settings": settings,
+        "machine": _machine(),
+        "throughput_ratio": statistics.median(_rate(ours) / _rate(peer) for ours, peer in pairs),
+        "throughput_ratios": [_rate(ours) / _rate(peer) for ours, peer in pairs],
+        "memory_ratio": statistics.median(ours["peak_gib"] / peer["peak_gib"] for ours, peer in pairs),
+        "matmul_peak_flops": peak,
+        **{
+            name: {
+                "rows_per_second": statistics.median(map(_rate, runs)),
+                "peak_gib": statistics.median(run["peak_gib"] for run in runs),
+                "tokens_computed": runs[0]["tokens_computed"],
+                "losses": runs[0]["losses"],
+            }
+            for name, runs in found.items()
+        },
+    }
+
+
+def _text(report: dict[str, Any]) -> str:
+    lines = [""]
+    for name in SIDES:
+        side = report[name]
+        losses = " ".join(f"{loss:.3f}" for loss in side["losses"])
+        lines.append(
+            f"{name:<5} {side['rows_per_second']:.3f} rows/s  {side['peak_gib']:.2f} GiB  "
+            f"{side['tokens_computed']} tokens through the layers\n      losses {losses}"
+        )
+    spread = ", ".join(f"{ratio:.2f}" for ratio in report["throughput_ratios"])
+    lines.append(
+        f"throughput {report['throughput_ratio']:.2f} x the peer's ({spread}), memory {report['memory_ratio']:.2f} x"
+    )
+    lines.append(f"matrix products on this machine: {report['matmul_peak_flops'] / 1e9:.0f} GFLOP/s at best")
+    return "\n".join(lines)
+
+
+def _machine() -> str:
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "trl", "peft"))
+    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""TRL's side of a comparison: its own trainer as its documentation shows it. Called by `compare`.
+
+python -m benchmarks.side_trl STAGE BASE_FOLDER ROWS.jsonl OPTIONS_JSON
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from benchmarks.meter import Measured, StepClock, count_tokens
+from benchmarks.rows import read_rows
+
+TRAINERS: dict[str, tuple[Any, Any]] = {
+    "sft": (SFTTrainer, SFTConfig), "reward": (RewardTrainer, RewardConfig), "dpo": (DPOTrainer, DPOConfig)
+}  # fmt: skip
+
+
+def main() -> None:
+    """Train and print what was measured."""
+    stage, base, rows_file, options_json = sys.argv[1:5]
+    options = json.loads(options_json)
+    trainer_class, config_class = TRAINERS[stage]
+    more = {"beta": 0.1} if stage == "dpo" else {}
+    arguments = config_class(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=options["batch_size"],
+        gradient_accumulation_steps=options["accumulation"], max_steps=options["steps"], logging_steps=1,
+        learning_rate=1e-4, save_strategy="no", report_to="none", disable_tqdm=True, bf16=options["bf16"],
+        use_cpu=not torch.cuda.is_available(), max_length=options["max_length"], seed=0,
+        gradient_checkpointing=False, **more,
+    )  # fmt: skip
+    task = "SEQ_CLS" if stage == "reward" else "CAUSAL_LM"
+    measured = Measured(rows_per_step=options["batch_size"] * options["accumulation"])
+    trainer = trainer_class(
+        model=_model(stage, base, options["peer_dtype"]),
+        args=arguments,
+        train_dataset=Dataset.from_list(read_rows(Path(rows_file))),
+        processing_class=AutoTokenizer.from_pretrained(base),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type=task),
+    )
+    count_tokens(trainer.model, measured)
+    trainer.add_callback(StepClock(measured))
+    trainer.train()
+    measured.print()
+
+
+def _model(stage: str, base: str, dtype: str) -> Any:
+    options = {"dtype": getattr(torch, dtype)}
+    if stage == "reward":
+        return AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **options)
+    return AutoModelForCausalLM.from_pretrained(base, **options)
+
+
+if __name__ == "__main__":
+    main()

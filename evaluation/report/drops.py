@@ -1,0 +1,83 @@
+"""Why rows are not trained on, in words: what was left out on purpose, and what could not be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.report.files import mapping, objects, whole
+
+_CHOSEN = {
+    "over_limit": "beyond the source's limit",
+    "outside_mixture": "beyond the source's share of the mixture",
+    "held_out_over_limit": "held out, beyond eval_limit",
+    "held_out_by_another_set": "kept back, as another data set may hold their prompts out",
+    "held_out_but_trained_on_before": "held out, but an earlier stage trained on their prompts",
+    "prompt_is_held_out": "their prompts are held out",
+    "no_rule": "without a rule that could score an answer",
+    "other_stages_part": "in another stage's part of the prompts (data.split)",
+    "tie": "no answer is better than another",
+    "labelled_bad": "labelled as bad answers",
+    "no_counterpart": "a labelled answer without one to compare it with",
+}
+_LOST = {
+    "duplicate": "duplicates of another row",
+    "answer_too_long": "the answer alone does not fit in max_length",
+    "control_token": "spell out a control token of the chat template",
+    "template_refuses": "refused by the chat template",
+    "empty_answer": "an answer is empty",
+    "empty_prompt": "the prompt is empty",
+    "identical_pair": "both answers are the same text",
+    "identical_tokens": "both answers are the same tokens",
+    "missing_field": "lack a field of their format",
+    "wrong_type": "a field is not of the type that their format wants",
+    "unknown_role": "a turn has an unknown role",
+    "unknown_split": "name a split that is not known",
+    "roles_out_of_order": "their turns are out of order",
+    "no_final_answer": "do not end with an answer",
+    "non_text_content": "hold something else than text",
+    "prompts_differ": "their two answers belong to different prompts",
+    "not_utf8": "are not UTF-8",
+    "broken_json": "are not valid JSON",
+    "not_an_object": "are JSON, but no object",
+    "wrong_cell_count": "have another number of cells than the header",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Rows that fell out for one reason."""
+
+    reason: str
+    rows: int
+    told: str
+    on_purpose: bool
+    """The recipe chose so; otherwise the rows could not be used."""
+    set_aside: bool = False
+    """Whether `quarantine.jsonl` has them."""
+
+
+def drops_of(report: Mapping[str, Any]) -> list[Drop]:
+    """All rows of a data report that fell out, in reading and after, those that could not be used first."""
+    counts: Counter[str] = Counter()
+    for part in (*objects(report.get("sources")), report):
+        for reason, value in mapping(part.get("dropped")).items():
+            counts[reason] += whole(value) or 0
+    found = [Drop(reason, rows, drop_told(reason), reason in _CHOSEN) for reason, rows in counts.items() if rows]
+    aside: Counter[str] = Counter()
+    for source in objects(report.get("sources")):
+        for reason, value in mapping(source.get("quarantined")).items():
+            aside[reason] += whole(value) or 0
+    found += [
+        Drop(reason, rows, f"{drop_told(reason)} (set aside)", on_purpose=False, set_aside=True)
+        for reason, rows in aside.items()
+        if rows
+    ]
+    return sorted(found, key=lambda drop: (drop.on_purpose, -drop.rows, drop.reason))
+
+
+def drop_told(reason: str) -> str:
+    """A reason in words; one that is new here as it is written."""
+    return _CHOSEN.get(reason) or _LOST.get(reason) or reason.replace("_", " ")

@@ -1,0 +1,233 @@
+"""Streams against the models' own padded passes: many architectures, gradients, adapters, and who is refused."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    FalconH1Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PhiConfig,
+    Qwen3Config,
+)
+
+from pipeline.batches import pad_left, pad_right, positions
+from pipeline.models import stream_forward
+from pipeline.models.forward import (
+    attends_in_streams,
+    hidden_states,
+    padded_hidden_states,
+    stream_hidden_states,
+    trunk_of,
+)
+from pipeline.models.stream_attention import STREAMS, stream_attention
+from pipeline.models.stream_forward import attend_in_streams, take_streams
+from pipeline.streams import Segment, pack, stream_of
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+ATTENDING: dict[str, Any] = {
+    "llama": LlamaConfig(**SHAPE),
+    "gpt2": GPT2Config(
+        vocab_size=64,
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=1,
+        eos_token_id=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    ),
+    "mistral_window": MistralConfig(**SHAPE, sliding_window=5),
+    "gemma3_windows": Gemma3TextConfig(**SHAPE, head_dim=8, sliding_window=4),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=8),
+    "phi": PhiConfig(**{**SHAPE, "num_key_value_heads": 4}),
+    "cohere": CohereConfig(**SHAPE, logit_scale=0.25),
+    "mixtral": MixtralConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1),
+}
+REFUSED: dict[str, tuple[Any, str]] = {
+    "falcon_h1": (FalconH1Config(**SHAPE), "layers that carry a state"),
+    "mamba": (MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2), "its attention is eager"),
+    "gemma2": (Gemma2Config(**SHAPE, head_dim=8), "its attention is eager"),
+}
+
+
+def build(config: Any, factor: float = 4.0) -> Any:
+    """Random, with weights large enough that attention matters."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(factor)
+    return model.eval()
+
+
+def random_rows(seed: int = 0) -> list[tuple[list[int], list[bool]]]:
+    """Three prompts behind one system message, two answers each, one row twice, and one of no relation."""
+    draw = random.Random(seed)
+    ids = lambda count: [draw.randrange(3, 64) for _ in range(count)]  # noqa: E731
+    system, rows = ids(10), []
+    for length in (12, 2, 20):
+        prompt = [*system, *ids(length)]
+        for size in (1, draw.randint(2, 9)):
+            rows.append(([*prompt, *ids(size)], [False] * len(prompt) + [True] * size))
+    return [*rows, rows[1], ([5, 6, 7], [False, True, True])]
+
+
+ROWS = random_rows()
+IDS = [ids for ids, _ in ROWS]
+WEIGHTS = torch.linspace(-1, 2, len(ROWS))
+
+
+def one_by_one(model: Any) -> torch.Tensor:
+    """Log-probability of each row's response, the row alone and whole logits."""
+    found = []
+    for ids, mask in ROWS:
+        logps = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        found.append(sum(logps[at - 1, ids[at]] for at, wanted in enumerate(mask) if wanted))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("name", ATTENDING)
+def test_hidden_states_are_those_of_padded_rows(name):
+    model = build(ATTENDING[name])
+    ids, mask = pad_left(IDS, 0)
+    with torch.no_grad():
+        expected = padded_hidden_states(trunk_of(model), ids, mask, positions(mask))
+        assert attend_in_streams(model) is None and attends_in_streams(model)
+        for padded, real in ((ids, mask), pad_right(IDS, 2)):
+            found = hidden_states(trunk_of(model), padded, real, positions(real))
+            for row, own in enumerate(mask):
+                assert torch.allclose(found[row][real[row]], expected[row][own], rtol=1e-4, atol=1e-5)
+        again = padded_hidden_states(trunk_of(model), ids, mask, positions(mask))
+    assert torch.equal(again, expected), "what is not a stream stays what it was"
+    assert len(pack(IDS).ids_N) < 0.5 * mask.sum()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_who_cannot_is_left_alone(name):
+    config, why = REFUSED[name]
+    model = build(config)
+    before = model.config._attn_implementation
+    assert why in (attend_in_streams(model) or "")
+    assert model.config._attn_implementation == before and not attends_in_streams(model)
+    assert "its attention is" in (take_streams(model) or "")
+
+
+def test_the_probe_sees_a_wrong_context(monkeypatch):
+    """Control: were answers to see one another, or forget their prompt, the probe would say so, in bf16 too."""
+    for dtype in (torch.float32, torch.bfloat16):
+        assert attend_in_streams(build(ATTENDING["llama"]).to(dtype)) is None
+        for wrong in (lambda s: ((0, s.start),) if s.start else (), lambda s: ()):
+            with monkeypatch.context() as patch:
+
+                def badly(sequences: Any, wrong: Any = wrong) -> Any:
+                    packed = pack(sequences)
+                    segments = tuple(Segment(each.start, each.stop, wrong(each)) for each in packed.segments)
+                    return type(packed)(packed.ids_N, packed.positions_N, segments, packed.places)
+
+                patch.setattr(stream_forward, "pack", badly)
+                refusal = attend_in_streams(build(ATTENDING["llama"]).to(dtype))
+            assert "gives other numbers" in (refusal or ""), wrong
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_windows", "cohere"])
+def test_log_probabilities_and_gradients(name, checkpointing):
+    """Of an adapter, to 1e-5 of the largest entry, against rows one by one."""
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    model: Any = get_peft_model(build(ATTENDING[name]), config)
+    (one_by_one(model) * WEIGHTS).sum().backward()
+    expected = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
+    logps = one_by_one(model).detach()
+    model.zero_grad()
+    assert attend_in_streams(model) is None and take_streams(model) is None
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    stream = stream_of(ROWS)
+    found = stream.per_sequence(model(stream=stream))
+    assert torch.allclose(found, logps, rtol=1e-5, atol=1e-5)
+    (found * WEIGHTS).sum().backward()
+    assert len(expected) > 8
+    for key, value in model.named_parameters():
+        if key in expected:
+            assert (value.grad - expected[key]).abs().max() <= 1e-5 * expected[key].abs().max(), key
+    assert torch.allclose(one_by_one(model), logps, rtol=1e-6, atol=1e-6), "plain calls go on as before"
+
+
+def test_a_trained_head_gets_its_gradient():
+    """Full fine-tuning, embedding and head tied."""
+    model = build(LlamaConfig(**SHAPE, tie_word_embeddings=True))
+    (one_by_one(model) * WEIGHTS).sum().backward()
+    expected = model.get_output_embeddings().weight.grad.clone()
+    model.zero_grad()
+    assert attend_in_streams(model) is None and take_streams(model) is None
+    stream = stream_of(ROWS)
+    (stream.per_sequence(model(stream=stream)) * WEIGHTS).sum().backward()
+    assert torch.allclose(model.get_output_embeddings().weight.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_work_is_what_the_tokens_say():
+    """The layers see every token once; the head sees the response tokens and no others."""
+    model = build(ATTENDING["llama"])
+    assert attend_in_streams(model) is None and take_streams(model) is None
+    seen: list[int] = []
+    model.model.layers[0].mlp.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[-2]))
+    stream = stream_of(ROWS)
+    found = model(stream=stream)
+    assert seen == [len(stream.ids_N)] and len(stream.ids_N) == len(pack(IDS).ids_N) < 0.5 * sum(map(len, IDS))
+    assert found.shape == (sum(sum(mask) for _, mask in ROWS),)
+
+
+def test_saved_configurations_do_not_name_streams(tmp_path):
+    model = build(ATTENDING["llama"])
+    assert attend_in_streams(model) is None and model.config._attn_implementation == STREAMS
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.config._attn_implementation == "sdpa"
+
+
+def test_what_attention_cannot_do_is_refused():
+    packed = pack(IDS)
+    layout = stream_forward_layout(packed)
+    query = torch.randn(1, 4, len(packed.ids_N), 8)
+    with pytest.raises(NotImplementedError, match="softcap"):
+        stream_attention(None, query, query, query, None, layout=layout, softcap=5.0)
+
+
+def stream_forward_layout(packed: Any) -> Any:
+    from pipeline.models.stream_attention import Layout
+
+    return Layout(packed.segments, packed.positions_N)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["llama", "mistral_window"])
+def test_the_flash_kernel_gives_the_same(name):
+    """In bf16 on a GPU the whole stream is one call: against float32, with what rounding alone does as measure."""
+    model = build(ATTENDING[name])
+    with torch.no_grad():
+        assert attend_in_streams(model) is None
+        exact = stream_hidden_states(trunk_of(model), pack(IDS))
+        model = model.to("cuda", torch.bfloat16)
+        found = stream_hidden_states(trunk_of(model), pack(IDS)).float().cpu()
+    assert (found - exact).abs().mean() < 0.02 * exact.abs().mean()

@@ -1,0 +1,263 @@
+"""Both engines on the same rows: gradients of a step, and whole short trainings, step by step, with TRL's trainers.
+
+Tiny model, float32, very uneven rows, a step of two micro-batches; streams spread its rows over them in their own way.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import DPOConfig, RewardConfig, SFTConfig
+
+from data_prep.chat import EncodedDemonstration, EncodedPair
+from pipeline.errors import RecipeError
+from pipeline.models import adapters
+from pipeline.models.heads import new_head, with_head
+from pipeline.models.load import load_base, load_classifier, load_tokenizer
+from pipeline.recipe.schema import AdapterSettings, ModelSettings
+from pipeline.recipe.stage_settings import DpoSettings, RewardSettings, SftSettings
+from pipeline.stages.dpo import CommittedDPOTrainer
+from pipeline.stages.dpo import _row as dpo_row
+from pipeline.stages.dpo_loss import loss_arguments
+from pipeline.stages.dpo_objective import Preference, lacks
+from pipeline.stages.dpo_reference import add_reference, reference_call
+from pipeline.stages.engine import choose_engine
+from pipeline.stages.reward_objective import Comparison, MarginPair
+from pipeline.stages.reward_trainer import CommittedRewardTrainer, trainer_rows
+from pipeline.stages.sft import CommittedSFTTrainer
+from pipeline.stages.sft_batches import _row as sft_row
+from pipeline.stages.sft_objective import Imitation
+from pipeline.stages.stream_trainer import StreamTrainer
+
+STEPS, PER_STEP = 12, 6
+SYSTEM = list(range(3, 15))
+
+
+def demonstrations() -> list[EncodedDemonstration]:
+    draw, rows = random.Random(0), []
+    for _ in range(STEPS * PER_STEP):
+        prompt, answer = ([draw.randrange(3, 259) for _ in range(draw.randint(1, 14))] for _ in range(2))
+        mask = [False] * (len(SYSTEM) + len(prompt)) + [True] * len(answer)
+        rows.append(EncodedDemonstration([*SYSTEM, *prompt, *answer], mask, False))
+    return rows
+
+
+def pairs() -> list[EncodedPair]:
+    draw, rows = random.Random(1), []
+    for _ in range(STEPS * PER_STEP):
+        prompt, chosen, rejected = ([draw.randrange(3, 259) for _ in range(draw.randint(1, 14))] for _ in range(3))
+        rows.append(EncodedPair([*SYSTEM, *prompt], chosen, rejected, False))
+    return rows
+
+
+@pytest.fixture
+def policy(tiny_folder) -> Callable[[], Any]:
+    """A fresh policy with an adapter, the same one each time."""
+
+    def make() -> Any:
+        base = load_base(tiny_folder, ModelSettings(base="x"), frozen=True, precision="fp32")
+        torch.manual_seed(0)
+        model = adapters.attach_new(base, AdapterSettings(r=4, alpha=8), dropout=False)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def config(tmp_path) -> Callable[..., Any]:
+    def make(kind: type, **more: Any) -> Any:
+        common: dict[str, Any] = {
+            "output_dir": str(tmp_path), "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "bf16": False,
+            "report_to": "none", "disable_tqdm": True, "max_length": None, "gradient_checkpointing": False,
+            "lr_scheduler_type": "constant", "num_train_epochs": 1,
+        }  # fmt: skip
+        return kind(**(common | more))
+
+    return make
+
+
+def trained(trainer: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """Logged values of each step, and the adapter afterwards."""
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    weights = {name: value.detach() for name, value in trainer.model.named_parameters() if value.requires_grad}
+    return logged, weights
+
+
+def require_equal(ours: Any, theirs: Any, names: tuple[str, ...]) -> None:
+    (our_steps, our_weights), (their_steps, their_weights) = ours, theirs
+    assert len(our_steps) == len(their_steps) == STEPS
+    for step, (a, b) in enumerate(zip(our_steps, their_steps, strict=True)):
+        assert a["num_tokens"] == b.get("num_tokens", a["num_tokens"])
+        for name in ("loss", *names):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=2e-5), (step, name)
+        # Rounding grows from step to step.
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5 if step == 0 else 1e-3), step
+    assert our_weights.keys() == their_weights.keys()
+    for name, value in our_weights.items():
+        assert torch.allclose(value, their_weights[name], rtol=1e-3, atol=1e-4), name
+    assert our_steps[0]["loss"] != our_steps[-1]["loss"]
+
+
+@pytest.mark.parametrize("pad", [None, "<|im_end|>"])
+def test_imitation(policy, config, tiny_folder, pad):
+    rows = demonstrations()
+    tokenizer = tokenizer_of(tiny_folder, pad)
+    options = {"packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    ours = StreamTrainer(model=streamed(policy()), args=config(SFTConfig, **options), rows=rows, objective=Imitation())
+    theirs = CommittedSFTTrainer(
+        model=policy(),
+        args=config(SFTConfig, **options),
+        train_dataset=Dataset.from_list([sft_row(row) for row in rows]),
+        processing_class=tokenizer,
+    )
+    require_equal(trained(ours), trained(theirs), ())
+
+
+DPO = [
+    DpoSettings(beta=0.3),
+    DpoSettings(beta=0.3, label_smoothing=0.1),
+    DpoSettings(beta=0.3, loss_type="ipo"),
+    DpoSettings(beta=0.3, loss_type="sigmoid_norm"),
+    DpoSettings(beta=0.3, loss_type="rpo", rpo_alpha=0.5),
+    DpoSettings(beta=0.3, loss_type="exo_pair", label_smoothing=0.1),
+    DpoSettings(beta=0.3, loss_type="sppo_hard"),
+]
+LOGGED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen")
+
+
+@pytest.mark.parametrize("settings", DPO, ids=lambda each: f"{each.loss_type}-{each.label_smoothing}")
+def test_preference(policy, config, tiny_folder, settings):
+    rows = pairs()
+    arguments = {"beta": settings.beta, **loss_arguments(settings)}
+    model = streamed(policy())
+    add_reference(model)
+    objective = Preference(settings, reference_call(model, None, "fp32"))
+    ours = StreamTrainer(model=model, args=config(DPOConfig, **arguments), rows=rows, objective=objective)
+    theirs = CommittedDPOTrainer(
+        model=policy(),
+        args=config(DPOConfig, **arguments),
+        train_dataset=Dataset.from_list([dpo_row(row) for row in rows]),
+        processing_class=tokenizer_of(tiny_folder, None),
+        rpo_alpha=settings.rpo_alpha if settings.loss_type == "rpo" else None,
+    )
+    found = trained(ours)
+    require_equal(found, trained(theirs), LOGGED)
+    if settings == DPO[0]:
+        assert found[0][0]["loss"] == pytest.approx(0.693147, abs=1e-6)
+
+
+@pytest.mark.parametrize(("center", "margin"), [(0.0, 0.0), (0.3, 0.7)])
+def test_comparison(config, tiny_folder, center, margin):
+    rows = [MarginPair(row, margin * (index % 3)) for index, row in enumerate(pairs())]
+
+    def model() -> Any:
+        base: Any = load_classifier(tiny_folder, ModelSettings(base="x"), frozen=True, precision="fp32")
+        with_head(base, new_head(48, 0))
+        torch.manual_seed(0)
+        return adapters.attach_for_scores(base, AdapterSettings(r=4), None)
+
+    ours = StreamTrainer(
+        model=streamed(model()),
+        args=config(RewardConfig, center_rewards_coefficient=center or None),
+        rows=rows,
+        objective=Comparison(use_margins=margin > 0, center_coefficient=center),
+    )
+    theirs = CommittedRewardTrainer(
+        model=model(),
+        args=config(RewardConfig, center_rewards_coefficient=center or None),
+        train_dataset=Dataset.from_list(trainer_rows(rows)),
+        processing_class=tokenizer_of(tiny_folder, None),
+    )
+    require_equal(trained(ours), trained(theirs), ("accuracy", "margin", "mean_reward"))
+
+
+def test_work_is_counted(policy, config):
+    """Tokens through the layers: every prompt and the common system message once, reference and policy alike."""
+    rows = pairs()[:PER_STEP]
+    model = streamed(policy())
+    add_reference(model)
+    seen: list[int] = []
+    layer = model.get_base_model().model.layers[0].mlp
+    layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[-2]))
+    objective = Preference(DPO[0], reference_call(model, None, "fp32"))
+    trainer = StreamTrainer(model=model, args=config(DPOConfig), rows=rows, objective=objective)
+    trainer.train()
+    own = sum(len(row.prompt_ids) - len(SYSTEM) + len(row.chosen_ids) + len(row.rejected_ids) for row in rows)
+    assert len(seen) == 4 and seen[0] == seen[1] and seen[2] == seen[3]
+    micro_batches = 2
+    # Answers that begin alike by chance share that too.
+    assert own + micro_batches * len(SYSTEM) - 5 <= seen[0] + seen[2] <= own + micro_batches * len(SYSTEM)
+    assert abs(seen[0] - seen[2]) <= 40, "about equal micro-batches"
+
+
+# Which engine is chosen
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.heard.append(text)
+
+
+def choose(settings: Any, model: Any, lacking: str | None = None) -> tuple[str, list[str]]:
+    ear = Ear()
+    context: Any = SimpleNamespace(stage="dpo", console=ear)
+    return choose_engine(context, settings, [model], lacking), ear.heard
+
+
+def test_streams_are_the_default(policy):
+    assert choose(SftSettings(), policy()) == ("streams", [])
+    assert choose(SftSettings(engine="trl"), policy()) == ("trl", [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (DpoSettings(loss_type="aot"), "aot depends on how pairs fall into micro-batches"),
+        (DpoSettings(trainer_args={"padding_free": True}), "trainer_args.padding_free is for TRL's trainer"),
+        (DpoSettings(deepspeed="zero2"), "DeepSpeed is on"),
+    ],
+)
+def test_elsewhere_it_is_trl_and_says_why(policy, settings, why):
+    assert choose(settings, policy(), lacks(settings)) == ("trl", [f"TRL's trainer computes the steps: {why}"])
+    forced = settings.model_copy(update={"engine": "streams"})
+    with pytest.raises(RecipeError, match=r"stages\.dpo\.engine: streams are not possible here: .*leave it at auto"):
+        choose(forced, policy(), lacks(forced))
+
+
+def test_fields_of_the_trainer_itself_are_heeded_by_both(policy):
+    assert choose(RewardSettings(trainer_args={"adam_beta1": 0.5}), policy())[0] == "streams"
+
+
+def test_another_attention_is_trl(tiny_folder):
+    base = load_base(tiny_folder, ModelSettings(base="x", attention="eager"), frozen=True, precision="fp32")
+    model = adapters.attach_new(base, AdapterSettings(r=4), dropout=False)
+    engine, heard = choose(SftSettings(), model)
+    assert engine == "trl" and "its attention is eager" in heard[0]
+
+
+def streamed(model: Any) -> Any:
+    assert choose(SftSettings(), model)[0] == "streams"
+    return model
+
+
+def tokenizer_of(folder: Any, pad: str | None) -> Any:
+    tokenizer = copy.deepcopy(load_tokenizer(folder, "auto"))
+    if pad is not None:
+        tokenizer.pad_token = pad
+    return tokenizer
