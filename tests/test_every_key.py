@@ -452,7 +452,7 @@ def _parents(recipe: Any) -> Any:
 def _rows(recipe: Any, data_set: str, tiny_folder: Path) -> Any:
     from unittest import mock
 
-    from data_prep import build
+    from data_prep import build, data_sets
     from data_prep.chat import ChatFormatter
     from data_prep.cleaning import cleaner
     from pipeline.models.load import load_tokenizer
@@ -472,8 +472,8 @@ def _rows(recipe: Any, data_set: str, tiny_folder: Path) -> Any:
 
     with (
         mock.patch.object(cleaner, "load_classifier", classifier),
-        mock.patch.object(build, "read_demonstrations", remember(build.read_demonstrations)),
-        mock.patch.object(build, "read_pairs", remember(build.read_pairs)),
+        mock.patch.object(data_sets, "read_demonstrations", remember(data_sets.read_demonstrations)),
+        mock.patch.object(data_sets, "read_pairs", remember(data_sets.read_pairs)),
     ):
         formatter = ChatFormatter(load_tokenizer(tiny_folder, recipe.data.chat_template))
         encode = build.encode_demonstrations if data_set == "sft" else build.encode_pairs
