@@ -471,6 +471,7 @@ def _rows(recipe: Any, data_set: str, tiny_folder: Path) -> Any:
         return lambda texts: [len(f"{settings.model}{settings.label}{text}") % 10 / 10 for text in texts]
 
     with (
+        mock.patch.object(build, "kept_or_made", lambda *given: given[-1]()),
         mock.patch.object(cleaner, "load_classifier", classifier),
         mock.patch.object(data_sets, "read_demonstrations", remember(data_sets.read_demonstrations)),
         mock.patch.object(data_sets, "read_pairs", remember(data_sets.read_pairs)),

@@ -140,8 +140,9 @@ def _padding(found: StageRows) -> Iterator[Finding]:
         return
     now = padding["packed"]["padding"] if padding["used"] == "packed" else padding[padding["used"]]
     how = {"shuffled": "drawn at random", "grouped": "grouped by length", "packed": "packed end to end"}
-    drawn = f"In batches of {padding['batch_rows']} rows {how[padding['used']]}"
-    text = f"{drawn}, {percent(now)} of all positions are padding"
+    drawn = f"In padded batches of {padding['batch_rows']} rows {how[padding['used']]}"
+    # Streams, which most models take, have none.
+    text = f"{drawn}, {percent(now)} of all positions would be padding"
     others = []
     if "grouped" in padding and padding["used"] == "shuffled":
         others.append(f"{percent(padding['grouped'])} with group_by_length: true")

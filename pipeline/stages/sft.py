@@ -21,7 +21,7 @@ from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, once, see
 from pipeline.models.load import device
 from pipeline.recipe.stage_settings import SftSettings
 from pipeline.runtime import resolve_precision
-from pipeline.stages.engine import STREAMS, TRL, choose_engine
+from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
 from pipeline.stages.policy import Policy, load_policy, save_policy
 from pipeline.stages.sft_batches import PassCallback, batch_arguments, grouped_sampler, require_rows_apart, trainer_rows
@@ -65,8 +65,7 @@ def run(context: StageContext) -> StageResult:
     engine = choose_engine(context, settings, [policy.model], _lacks(settings))
     trainer = _trainer(engine, policy, settings, context, train.rows, precision)
     assert context.recipe.data.sft is not None
-    if engine == TRL:
-        report["padding"] = sft_padding(settings, train.rows, context.recipe.data.sft, context.recipe.seed)
+    report["padding"] = sft_padding(settings, train.rows, context.recipe.data.sft, context.recipe.seed)
     fit(trainer, context)
     after = _held_out_loss(scorer, held_out.rows, context)
     save_policy(policy, context)

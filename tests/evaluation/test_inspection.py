@@ -80,15 +80,17 @@ class Handed(Exception):
 
 
 def handed_to_the_trainer(recipe, stage, folder, tiny_folder, monkeypatch):
-    """The data set that the stage's own code gives to the library's trainer."""
+    """The rows that the stage's own code gives to a trainer: the library's, or that of streams."""
     from pipeline.stages import dpo, reward, reward_member, sft
 
-    def trainer(*, train_dataset, **rest):
-        raise Handed([*train_dataset])
+    def trainer(*, train_dataset=None, rows=None, **rest):
+        raise Handed([*(rows if train_dataset is None else train_dataset)])
 
     monkeypatch.setattr(sft, "CommittedSFTTrainer", trainer)
     monkeypatch.setattr(dpo, "CommittedDPOTrainer", trainer)
     monkeypatch.setattr(reward_member, "CommittedRewardTrainer", trainer)
+    for module in (sft, dpo, reward_member):
+        monkeypatch.setattr(module, "StreamTrainer", trainer)
     module = {"sft": sft, "dpo": dpo, "reward": reward}[stage]
     with pytest.raises(Handed) as handed:
         module.run(context_of(recipe, stage, folder, tiny_folder))
@@ -104,19 +106,27 @@ def shown(recipe, stage):
 
 
 def test_demonstrations_are_the_trainers(recipe, tmp_path, tiny_folder, monkeypatch):
-    given = handed_to_the_trainer(recipe(), "sft", tmp_path / "run", tiny_folder, monkeypatch)
+    given = handed_to_the_trainer(recipe("stages.sft.engine=trl"), "sft", tmp_path / "a", tiny_folder, monkeypatch)
+    streamed = handed_to_the_trainer(recipe(), "sft", tmp_path / "b", tiny_folder, monkeypatch)
     found = [row["sequences"][0] for row in shown(recipe(), "sft")]
     assert [one["ids"] for one in found] == [row["input_ids"] for row in given]
     labels = [[i if m else -100 for i, m in zip(one["ids"], one["response_mask"], strict=True)] for one in found]
     assert labels == [row["labels"] for row in given]
+    assert [(one["ids"], one["response_mask"]) for one in found] == [(r.input_ids, r.response_mask) for r in streamed]
     other = [row["sequences"][0]["ids"] for row in shown(recipe("data.sft.sources.0.limit=20", "seed=3"), "sft")]
     assert other != [one["ids"] for one in found][:20], "another seed draws others: the comparison can fail"
 
 
 @pytest.mark.parametrize("stage", ["dpo", "reward"])
 def test_pairs_are_the_trainers(recipe, stage, tmp_path, tiny_folder, monkeypatch):
-    given = handed_to_the_trainer(recipe(), stage, tmp_path / "run", tiny_folder, monkeypatch)
+    engine = f"stages.{stage}.engine=trl"
+    given = handed_to_the_trainer(recipe(engine), stage, tmp_path / "a", tiny_folder, monkeypatch)
+    streamed = handed_to_the_trainer(recipe(), stage, tmp_path / "b", tiny_folder, monkeypatch)
+    pairs = [row if stage == "dpo" else row.pair for row in streamed]
     found = shown(recipe(), stage)
+    assert [[side["ids"] for side in row["sequences"]] for row in found] == [
+        [ids for ids, _ in pair.answers()] for pair in pairs
+    ]
     assert len(found) == len(given) > 20
     for row, trained in zip(found, given, strict=True):
         prompt = trained.get("prompt_ids", [])
