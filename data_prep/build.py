@@ -166,7 +166,7 @@ def encode_demonstrations(
         found.report["statistics"] = demonstration_statistics(train.records, train.rows)
         return _kept(found, train, held_out)
 
-    return _opened(kept_or_made("sft", data, formatter.tokenizer, seed, make, part), aside)
+    return _opened(kept_or_made("sft", data, formatter.tokenizer, seed, part, make), aside)
 
 
 def encode_pairs(
@@ -192,7 +192,7 @@ def encode_pairs(
         found.report["statistics"] = pair_statistics(train.records, train.rows)
         return _kept(found, train, held_out)
 
-    return _opened(kept_or_made("preference", data, formatter.tokenizer, seed, make, part), aside)
+    return _opened(kept_or_made("preference", data, formatter.tokenizer, seed, part, make), aside)
 
 
 def leave_aside(quarantined: Sequence[BadRow], aside: Path | None) -> None:

@@ -67,8 +67,8 @@ def kept_or_made(
     data: DataSettings,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
+    part: str | None,
     make: Callable[[], Kept],
-    part: str | None = None,
 ) -> Kept:
     """The data set from the cache, or made and put there.
 
@@ -77,8 +77,8 @@ def kept_or_made(
         data: of the recipe.
         tokenizer: with its chat template set.
         seed: of the recipe.
-        make: reads, cleans and tokenises.
         part: the entry of `data.split` whose prompts may train, None for all.
+        make: reads, cleans and tokenises.
     """
     settings: DataSetSettings = getattr(data, name)
     if not _is_worth_keeping(settings):
