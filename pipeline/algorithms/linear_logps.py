@@ -21,20 +21,24 @@ def linear_token_scores(
     hidden_BRH: Tensor,
     weight_VH: Tensor,
     targets_BR: Tensor,
-    scale: float = 1.0,
+    temperature: float = 1.0,
     chunk: int = 512,
     *,
+    factor: float = 1.0,
     entropy: bool = False,
     mask_BR: Tensor | None = None,
 ) -> TokenScores:
-    """log softmax(scale * W h)[target] of each token (B, R), in at least float32, as `chunked_token_logps` gives it.
+    """log softmax(factor * W h / temperature)[target] of each token (B, R), in at least float32.
+
+    To the last bit what `chunked_token_logps` gives, so that one may score what the other trains.
 
     Args:
         hidden_BRH: last hidden states; `hidden[b, r]` predicts `targets[b, r]`.
         weight_VH: of the vocabulary head, which gets no gradient.
         targets_BR: token ids; anything where the mask is false.
-        scale: of the logits, such as 1 / temperature; above 0.
+        temperature: divides the logits.
         chunk: tokens whose logits are in memory at a time, >= 1.
+        factor: multiplies the logits before that.
         entropy: of each distribution, in nats; without a gradient.
         mask_BR: true where wanted, None for everywhere. Other positions cost nothing and get exactly 0.
 
@@ -48,18 +52,27 @@ def linear_token_scores(
             f"hidden states {tuple(hidden_BRH.shape)}, a head of {tuple(weight_VH.shape)} and targets of "
             f"{tuple(targets_BR.shape)} do not fit"
         )
-    if chunk < 1 or not scale > 0:
-        raise ValueError(f"chunk must be at least 1 and scale above 0, found {chunk} and {scale}")
+    if chunk < 1 or not temperature > 0:
+        raise ValueError(f"chunk must be at least 1 and temperature above 0, found {chunk} and {temperature}")
     mask = torch.ones_like(targets_BR, dtype=torch.bool) if mask_BR is None else mask_BR
     require_token_shapes(mask, targets_BR=targets_BR)
-    logps_N, entropies_N = _LinearLogps.apply(hidden_BRH[mask], weight_VH, targets_BR[mask], scale, chunk, entropy)
+    logps_N, entropies_N = _LinearLogps.apply(
+        hidden_BRH[mask], weight_VH, targets_BR[mask], factor, temperature, chunk, entropy
+    )
     return TokenScores(placed((logps_N,), mask), placed((entropies_N,), mask) if entropy else None)
 
 
 class _LinearLogps(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, scale: float, chunk: int, entropy: bool
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        targets_N: Tensor,
+        factor: float,
+        temperature: float,
+        chunk: int,
+        entropy: bool,
     ) -> tuple[Tensor, Tensor | None]:
         hidden = hidden_NH.to(weight_VH.dtype)
         dtype = accumulation_dtype(hidden)
@@ -69,8 +82,10 @@ class _LinearLogps(torch.autograd.Function):
         for start in range(0, len(targets_N), chunk):
             at = slice(start, start + chunk)
             logits_CV = (hidden[at] @ weight_VH.T).to(dtype)
-            if scale != 1.0:
-                logits_CV *= scale
+            if factor != 1.0:
+                logits_CV *= factor
+            if temperature != 1.0:
+                logits_CV /= temperature
             chosen_C1 = logits_CV.gather(1, targets_N[at, None])
             normaliser_C1 = torch.logsumexp(logits_CV, dim=1, keepdim=True)
             logps_N[at] = (chosen_C1 - normaliser_C1)[:, 0]
@@ -82,16 +97,16 @@ class _LinearLogps(torch.autograd.Function):
                 jacobian_NH[at] = probabilities_CV.to(weight_VH.dtype) @ weight_VH
         if jacobian_NH is not None:
             ctx.save_for_backward(jacobian_NH)
-            ctx.scale, ctx.dtype = scale, hidden_NH.dtype
+            ctx.scale, ctx.dtype = factor / temperature, hidden_NH.dtype
         if entropies_N is not None:
             ctx.mark_non_differentiable(entropies_N)
         return logps_N, entropies_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_N: Tensor, _: Any) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, gradient_N: Tensor, _: Any) -> tuple[Tensor, None, None, None, None, None, None]:
         (jacobian_NH,) = ctx.saved_tensors
-        return (gradient_N[:, None] * jacobian_NH * -ctx.scale).to(ctx.dtype), None, None, None, None, None
+        return (gradient_N[:, None] * jacobian_NH * -ctx.scale).to(ctx.dtype), None, None, None, None, None, None
 
 
 def _entropies(logps_CV: Tensor) -> Tensor:

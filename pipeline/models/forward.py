@@ -146,8 +146,9 @@ class VocabularyHead:
         wants_gradient = entropy and torch.is_grad_enabled() and hidden_BRH.requires_grad
         if weight is None or wants_gradient:
             return chunked_token_logps(hidden_BRH, self, targets_BR, temperature, CHUNK, entropy, mask_BR)
-        scale = self.factor / temperature
-        return linear_token_scores(hidden_BRH, weight, targets_BR, scale, CHUNK, entropy=entropy, mask_BR=mask_BR)
+        return linear_token_scores(
+            hidden_BRH, weight, targets_BR, temperature, CHUNK, factor=self.factor, entropy=entropy, mask_BR=mask_BR
+        )
 
     def _frozen_matrix(self) -> Tensor | None:
         """The head as a matrix (V, H), where it is no more than that: no cap, bias, adapter, quantisation, training."""

@@ -8,8 +8,7 @@ which the keys of common beginnings are repeated before each segment that contin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -171,15 +170,3 @@ def register() -> None:
 
     AttentionInterface.register(STREAMS, stream_attention)
     AttentionMaskInterface.register(STREAMS, sdpa_mask)
-
-
-@contextmanager
-def attending_in_streams(model: Any) -> Iterator[None]:
-    """Let the model, a transformers one, take streams within the block."""
-    register()
-    before = model.config._attn_implementation
-    model.set_attn_implementation(STREAMS)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)

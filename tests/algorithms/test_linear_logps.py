@@ -21,12 +21,12 @@ def plain(hidden: Tensor, scale: float = 1.0) -> Tensor:
     return torch.log_softmax(scale * hidden @ WEIGHT.T, -1).gather(-1, TARGETS[..., None])[..., 0]
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.6])
+@pytest.mark.parametrize(("factor", "temperature"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.7), (0.25, 0.7)])
 @pytest.mark.parametrize("chunk", [1, 3, 512])
-def test_values_and_gradients(scale, chunk):
+def test_values_and_gradients(factor, temperature, chunk):
     ours, slow = HIDDEN.clone().requires_grad_(), HIDDEN.clone().requires_grad_()
-    found = linear_token_scores(ours, WEIGHT, TARGETS, scale, chunk).logps_BR
-    expected = plain(slow, scale)
+    found = linear_token_scores(ours, WEIGHT, TARGETS, temperature, chunk, factor=factor).logps_BR
+    expected = plain(slow, factor / temperature)
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
     (found * COEFFICIENTS).sum().backward()
     (expected * COEFFICIENTS).sum().backward()
@@ -52,12 +52,15 @@ def test_what_the_mask_leaves_out_costs_and_changes_nothing():
     assert torch.equal(hidden.grad[~MASK], torch.zeros(3, 7, dtype=torch.float64)) and hidden.grad.isfinite().all()
 
 
-def test_entropies_are_those_of_the_other_formulation():
-    ours = linear_token_scores(HIDDEN, WEIGHT, TARGETS, 1 / 0.7, 2, entropy=True)
-    theirs = chunked_token_logps(HIDDEN, lambda h: h @ WEIGHT.T, TARGETS, temperature=0.7, chunk=4, entropy=True)
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
+def test_the_other_formulation_gives_the_same_bits(temperature):
+    """In float32 too: where one scores a policy and the other trains it, the first ratio must be exactly 1."""
+    hidden, weight = HIDDEN.float(), WEIGHT.float()
+    ours = linear_token_scores(hidden, weight, TARGETS, temperature, 4, entropy=True)
+    theirs = chunked_token_logps(hidden, lambda h: h @ weight.T, TARGETS, temperature, chunk=4, entropy=True)
+    assert torch.equal(ours.logps_BR, theirs.logps_BR)
     assert ours.entropies_BR is not None and theirs.entropies_BR is not None
-    assert torch.allclose(ours.entropies_BR, theirs.entropies_BR, atol=1e-12)
-    assert torch.allclose(ours.logps_BR, theirs.logps_BR, atol=1e-12)
+    assert torch.allclose(ours.entropies_BR, theirs.entropies_BR, atol=1e-6)
     assert linear_token_scores(HIDDEN, WEIGHT, TARGETS).entropies_BR is None
 
 
