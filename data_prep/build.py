@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from data_prep.cache import Kept, Part, kept_or_made
 from data_prep.chat import ChatFormatter, EncodedDemonstration, EncodedPair, UnusableRow
-from data_prep.cleaning import Dropped
+from data_prep.cleaning import Dropped, tell_dropped
 from data_prep.cleaning.dropped import Finding
 from data_prep.data_sets import (
     EVALUATION_SEED,
@@ -223,8 +223,10 @@ def _tried(encoder: Callable[[R], list[E]], record: R) -> list[E] | _Unusable:
 
 
 def _kept(found: DataSet[Any], train: EncodedSet[Any, Any], held_out: EncodedSet[Any, Any]) -> Kept:
+    dropped = [*found.dropped, *train.dropped]
+    tell_dropped(found.report, dropped)
     return Kept(
-        Part(train.records, train.rows, [*found.dropped, *train.dropped]),
+        Part(train.records, train.rows, dropped),
         Part(held_out.records, held_out.rows, held_out.dropped),
         found.report,
         found.quarantined,

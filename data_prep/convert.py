@@ -75,8 +75,17 @@ def check_output(output: Path) -> None:
     """
     if output.suffix not in SUFFIXES:
         raise DataError(f"{output}: expected a name that ends in {' or '.join(SUFFIXES)}")
-    if not output.parent.is_dir():
-        raise DiskError(f"{output}: cannot be written (there is no folder {output.parent}); make it or name another")
+    check_folder(output)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a file that is to be written into a folder that does not exist.
+
+    Raises:
+        DiskError: saying so.
+    """
+    if not path.parent.is_dir():
+        raise DiskError(f"{path}: cannot be written (there is no folder {path.parent}); make it or name another")
 
 
 def convert(specs: list[SourceSpec], output: Path, *, purpose: Purpose, limit: int | None = None) -> list[Converted]:
@@ -89,7 +98,8 @@ def convert(specs: list[SourceSpec], output: Path, *, purpose: Purpose, limit: i
         limit: most records of each source.
 
     Raises:
-        DataError: a source cannot be read; nothing is left under the output's name.
+        DataError: a source cannot be read, or some hold plain text and others conversations; nothing is left under
+            the output's name.
         DiskError: the output cannot be written.
     """
     check_output(output)
@@ -97,7 +107,7 @@ def convert(specs: list[SourceSpec], output: Path, *, purpose: Purpose, limit: i
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
     write = _write_parquet if output.suffix == ".parquet" else _write_lines
     try:
-        write(part, (row for spec in specs for row in _rows(spec, purpose, limit, output.suffix, done)))
+        write(part, _of_one_kind(row for spec in specs for row in _rows(spec, purpose, limit, output.suffix, done)))
         part.replace(output)
     except OSError as error:
         raise DiskError(f"{output}: cannot be written ({error.strerror or error}); name another --output") from None
@@ -127,6 +137,17 @@ def _rows(
             written=written,
         )
     )
+
+
+def _of_one_kind(rows: Iterator[Fields]) -> Iterator[Fields]:
+    """Pass rows on; a file of plain text and conversations would be no format, and a table has no place for both."""
+    first: bool | None = None
+    for row in rows:
+        is_text = "text" in row
+        if first is not None and is_text != first:
+            raise DataError("some rows are plain text and others conversations; convert them into a file each")
+        first = is_text
+        yield row
 
 
 def fields_of(record: Made, *, arguments_as_text: bool = False) -> Fields:

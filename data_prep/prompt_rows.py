@@ -12,6 +12,7 @@ from typing import Any
 from data_prep.build import EncodedSet, encode, leave_aside, prompts, without_seen
 from data_prep.chat import ChatFormatter, EncodedPrompt
 from data_prep.clean import limit_records
+from data_prep.cleaning import tell_dropped
 from data_prep.records import Prompt
 from data_prep.row_statistics import prompt_statistics
 from pipeline.recipe.schema import DataSettings
@@ -55,12 +56,14 @@ def encode_prompts(
     measured = limit_records(measured, held_out, 0)
     longest = data.prompts.max_prompt_length
     rows = [encode(part, lambda prompt: formatter.prompt(prompt, longest), found.report) for part in (train, measured)]
+    dropped_rows = [*found.dropped, *rows[0].dropped]
+    tell_dropped(found.report, dropped_rows)
     found.report.update(
         train_rows=len(rows[0].rows),
         eval_rows=len(rows[1].rows),
         statistics=prompt_statistics(rows[0].records, rows[0].rows),
     )
-    return replace(rows[0], dropped=[*found.dropped, *rows[0].dropped]), rows[1], found.report
+    return replace(rows[0], dropped=dropped_rows), rows[1], found.report
 
 
 def _count(dropped: dict[str, int], reason: str, rows: int) -> None:

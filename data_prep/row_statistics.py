@@ -32,7 +32,7 @@ def demonstration_statistics(records: Sequence[Demonstration], rows: Sequence[En
         "prompt_tokens": spread([all_ - ours for all_, ours in zip(whole, trained, strict=True)]),
         "response_tokens": spread(trained),
         "answers_per_row": _counted(sum(m.role == "assistant" for m in record.messages) for record in records),
-        **_origins(records),
+        **_origins(records, whole, trained),
         **_calls([record.messages for record in records]),
         "scripts": scripts(["\n".join(m.content for m in record.messages) for record in records]),
     }
@@ -43,16 +43,17 @@ def pair_statistics(records: Sequence[PreferencePair], rows: Sequence[EncodedPai
     chosen, rejected = [len(row.chosen_ids) for row in rows], [len(row.rejected_ids) for row in rows]
     prompt = [len(row.prompt_ids) for row in rows]
     answers = [one + other for one, other in zip(chosen, rejected, strict=True)]
+    whole = [2 * p + a for p, a in zip(prompt, answers, strict=True)]
     margins = [record.margin for record in records if record.margin is not None]
     return {
-        "tokens": _token_totals([2 * p + a for p, a in zip(prompt, answers, strict=True)], answers),
+        "tokens": _token_totals(whole, answers),
         "prompt_tokens": spread(prompt),
         "chosen_tokens": spread(chosen),
         "rejected_tokens": spread(rejected),
         "longer_answer": _longer(chosen, rejected),
         "faults": _counted(record.fault for record in records if record.fault),
         "margins": {"rows": len(margins), "mean": round(math.fsum(margins) / len(margins), 4)} if margins else None,
-        **_origins(records),
+        **_origins(records, whole, answers),
         **_calls([(*r.prompt, r.chosen_turn, r.rejected_turn) for r in records]),
         "scripts": scripts(
             ["\n".join((*(m.content for m in prompt_messages(r)), r.chosen, r.rejected)) for r in records]
@@ -67,7 +68,7 @@ def prompt_statistics(records: Sequence[Prompt], rows: Sequence[EncodedPrompt]) 
         "tokens": _token_totals(lengths, [0] * len(lengths)),
         "prompt_tokens": spread(lengths),
         "with_rule": sum(record.check is not None for record in records),
-        **_origins(records),
+        **_origins(records, lengths, [0] * len(lengths)),
         **_calls([record.messages for record in records]),
         "scripts": scripts(["\n".join(m.content for m in prompt_messages(record)) for record in records]),
     }
@@ -145,9 +146,17 @@ def _longer(chosen: Sequence[int], rejected: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _origins(records: Sequence[Record]) -> dict[str, dict[str, int]]:
+def _origins(records: Sequence[Record], whole: Sequence[int], trained: Sequence[int]) -> dict[str, Any]:
+    """Rows by source, what they come to in tokens, and rows by family."""
+    sources = _counted(record.origin.source for record in records)
+    tokens = {source: {"all": 0, "answers": 0} for source in sources}
+    for record, every, ours in zip(records, whole, trained, strict=True):
+        of_source = tokens[record.origin.source]
+        of_source["all"] += every
+        of_source["answers"] += ours
     return {
-        "sources": _counted(record.origin.source for record in records),
+        "sources": sources,
+        "source_tokens": tokens,
         "families": _counted(record.origin.family for record in records if record.origin.family),
     }
 

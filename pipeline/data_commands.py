@@ -49,7 +49,7 @@ def _positive(text: str) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from data_prep.convert import check_output, choose_purpose, convert
+    from data_prep.convert import check_folder, check_output, choose_purpose, convert
     from data_prep.readers import SourceSpec, write_quarantine
 
     fields = dict(_field(text) for text in options.fields)
@@ -59,6 +59,8 @@ def _convert(options: argparse.Namespace) -> int:
         for path in options.files
     ]
     check_output(Path(options.output))
+    if options.quarantine:
+        check_folder(Path(options.quarantine))
     purpose = options.purpose or choose_purpose(specs[0])
     done = convert(specs, Path(options.output), purpose=purpose, limit=options.limit)
     if options.quarantine:

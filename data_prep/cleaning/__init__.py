@@ -8,6 +8,6 @@ is dropped is returned with its rule, score and source line (`dropped`).
 from __future__ import annotations
 
 from data_prep.cleaning.cleaner import Cleaner
-from data_prep.cleaning.dropped import Dropped, write_dropped
+from data_prep.cleaning.dropped import Dropped, tell_dropped, write_dropped
 
-__all__ = ["Cleaner", "Dropped", "write_dropped"]
+__all__ = ["Cleaner", "Dropped", "tell_dropped", "write_dropped"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,6 +66,33 @@ def write_dropped(folder: Path, dropped: Iterable[Dropped]) -> int:
     if lines:
         (folder / DROPPED_ROWS).write_text("".join(lines), encoding="utf-8")
     return len(lines)
+
+
+def tell_dropped(report: dict[str, Any], dropped: Iterable[Dropped]) -> None:
+    """Complete a data report with what `dropped.jsonl` holds, by rule and source: `report["cleaning"]["dropped"]`."""
+    counts = by_rule_and_source(dropped, [source["path"] for source in report["sources"]])
+    if counts:
+        report.setdefault("cleaning", {})["dropped"] = counts
+
+
+def by_rule_and_source(dropped: Iterable[Dropped], paths: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Rows by rule and source, both the most frequent first.
+
+    Args:
+        dropped: rows that were taken out of training.
+        paths: of the recipe's sources; rows of a file in a folder count for the folder.
+    """
+    rules: dict[str, Counter[str]] = {}
+    for each in dropped:
+        rules.setdefault(each.finding.rule, Counter())[_home(each.record.origin.source, paths)] += 1
+    by_size = sorted(rules.items(), key=lambda item: (-item[1].total(), item[0]))
+    return {rule: dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))) for rule, counts in by_size}
+
+
+def _home(source: str, paths: Sequence[str]) -> str:
+    """The recipe's own name of the source that a file belongs to."""
+    above = [path for path in paths if source == path or source.startswith(path.rstrip("/") + "/")]
+    return max(above, key=len, default=source)
 
 
 def missing(before: Sequence[Record], after: Sequence[Record], finding: Finding) -> list[Dropped]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -34,16 +37,46 @@ def _print_report(rows: StageRows, stages: tuple[str, ...], console: Console) ->
     facts.add_column(style="dim", overflow="fold")
     facts.add_column(overflow="fold")
     for source in rows.report["sources"]:
-        told = f"{count(source['rows_read'])} rows read as {source['format']}: {source['recognised_by']}"
-        facts.add_row(text_for(console, source["path"]), text_for(console, told))
+        told = f"{count(source['rows_read'])} rows read as {source['format']}: {source['recognised_by']}; "
+        facts.add_row(text_for(console, source["path"]), text_for(console, told + account_of(source)))
     for name, fact in figures.facts:
         facts.add_row(text_for(console, name), text_for(console, fact))
     console.print(facts)
     console.print()
     _drops(figures, console)
+    _cleaning(figures, console)
     _lengths(rows, figures, console)
     for table in figures.tables:
         _shares(table, console)
+
+
+def account_of(source: Mapping[str, Any]) -> str:
+    """What became of the rows of a source, in words; read = kept + dropped + set aside."""
+    left_out = [
+        f"{count(rows)} {what}"
+        for what, by_reason in (("dropped", source["dropped"]), ("set aside", source["quarantined"]))
+        if (rows := sum(by_reason.values()))
+    ]
+    account = ", ".join((f"{count(source['kept'])} kept", *left_out))
+    return f"{account}; {count(source['train'])} to train on, {count(source['held_out'])} held out"
+
+
+def _cleaning(figures: DataFigures, console: Console) -> None:
+    """Which rule took what out of which source, and which evaluation sets were compared with."""
+    if figures.cleaning.taken_out:
+        table = _table(console, "Taken out of training", "rows", "why", "source")
+        for row in figures.cleaning.taken_out[:_LINES]:
+            table.add_row(*(text_for(console, cell) for cell in (count(row.rows), row.told, row.source)))
+        console.print(table)
+        if (further := len(figures.cleaning.taken_out) - _LINES) > 0:
+            say(console, f"  and {further:,} further", "dim")
+        console.print()
+    if figures.cleaning.kept_apart:
+        table = _table(console, "Kept apart from evaluation sets", "set", "texts", "rows taken out")
+        for each in figures.cleaning.kept_apart:
+            table.add_row(*(text_for(console, cell) for cell in (each.name, each.texts, each.rows_dropped)))
+        console.print(table)
+        console.print()
 
 
 def _drops(figures: DataFigures, console: Console) -> None:
@@ -91,7 +124,7 @@ def _bars(head: str, width: int, counts: list[int], console: Console) -> None:
 
 
 def _shares(table: ShareTable, console: Console) -> None:
-    drawn = _table(console, table.title, table.head, "rows", "%")
+    drawn = _table(console, table.title, table.head, table.unit.lower(), "%")
     for row in table.rows[:_LINES]:
         drawn.add_row(text_for(console, row.label), row.rows, row.percent)
     console.print()
@@ -108,6 +141,6 @@ def _table(console: Console, title: str | None, *heads: str) -> Table:
         show_edge=False,
     )  # fmt: skip
     for index, head in enumerate(heads):
-        is_words = head in ("why", "") or (index == 0 and head != "rows")
+        is_words = head in ("why", "source", "") or (index == 0 and head != "rows")
         table.add_column(text_for(console, head), justify="left" if is_words else "right", overflow="fold")
     return table

@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from evaluation.report.cleaning_section import CleaningFigures, cleaning_of
 from evaluation.report.drops import Drop, drops_of
 from evaluation.report.files import mapping, number, objects, text, whole
 from evaluation.report.histograms import histogram
@@ -61,6 +62,8 @@ class ShareTable:
     rows: tuple[Share, ...]
     further: int
     """Lines that are not shown."""
+    unit: str = "Rows"
+    """What is counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,7 @@ class DataFigures:
     tables: tuple[ShareTable, ...]
     drops: tuple[Drop, ...]
     examples: tuple[str, ...]
+    cleaning: CleaningFigures
 
 
 def figures_of(report: Mapping[str, Any]) -> DataFigures:
@@ -85,6 +89,7 @@ def figures_of(report: Mapping[str, Any]) -> DataFigures:
         tables=tuple(_tables(statistics)),
         drops=tuple(drops_of(report)),
         examples=tuple(_examples(report)),
+        cleaning=cleaning_of(report),
     )
 
 
@@ -113,6 +118,7 @@ def _facts(report: Mapping[str, Any], statistics: Mapping[str, Any]) -> Iterator
         yield "rows with functions", f"{count(calling)}, {count(whole(calls.get('calls')))} calls in them"
     if aside := sum(drop.rows for drop in drops_of(report) if drop.set_aside):
         yield "rows set aside in quarantine.jsonl", count(aside)
+    yield from cleaning_of(report).facts
     if (mixed := whole(mapping(statistics.get("scripts")).get("mixed_rows"))) is not None:
         yield "rows in more than one script", count(mixed)
     yield from _padding(mapping(report.get("padding")))
@@ -182,13 +188,24 @@ def _tables(statistics: Mapping[str, Any]) -> Iterator[ShareTable]:
         # One source, or one answer a row, is no news.
         if len(counted) > 1 or (counted and name == "faults"):
             yield _table(title, head, counted)
+        if name == "sources":
+            yield from _tokens_by_source(mapping(statistics.get("source_tokens")))
 
 
-def _table(title: str, head: str, counted: Mapping[str, Any]) -> ShareTable:
+def _tokens_by_source(counted: Mapping[str, Any]) -> Iterator[ShareTable]:
+    """What a mixture comes to in tokens, which is what a loss counts; of prompts, which are not trained, in all."""
+    if len(counted) < 2:
+        return
+    of = "answers" if any(whole(mapping(row).get("answers")) for row in counted.values()) else "all"
+    title = "Tokens of answers by source" if of == "answers" else "Tokens by source"
+    yield _table(title, "Source", {name: mapping(row).get(of) for name, row in counted.items()}, "Tokens")
+
+
+def _table(title: str, head: str, counted: Mapping[str, Any], unit: str = "Rows") -> ShareTable:
     known = [(label, rows) for label, value in counted.items() if (rows := whole(value)) is not None]
     total = sum(rows for _, rows in known) or 1
     shown = [Share(_readable(label), count(rows), f"{100 * rows / total:.1f}") for label, rows in known[:_MOST]]
-    return ShareTable(title, head, tuple(shown), max(0, len(known) - _MOST))
+    return ShareTable(title, head, tuple(shown), max(0, len(known) - _MOST), unit)
 
 
 def _readable(label: str) -> str:

@@ -22,7 +22,37 @@ _CHOSEN = {
     "labelled_bad": "labelled as bad answers",
     "no_counterpart": "a labelled answer without one to compare it with",
 }
+_RULES = {
+    "languages": "in a language that is not wanted",
+    "duplicate_lines": "an answer repeats its lines",
+    "repetition": "an answer repeats its phrases",
+    "special_characters": "an answer is mostly signs",
+    "profanity": "swear words",
+    "harm": "taken for harmful by the classifier",
+    "refusals": "an answer only declines",
+    "url_answers": "an answer is nothing but links",
+    "truncated": "an answer breaks off",
+    "placeholders": "placeholders were left in",
+    "personal_data": "personal data",
+    "secrets": "keys or passwords",
+    "min_quality": "of lower quality than min_quality",
+    "near_duplicate": "near duplicates of another row",
+    "near_held_out_prompt": "their prompts come near a held-out one",
+    "contaminated": "share words with an evaluation set",
+    "label_conflicts": "pairs that another one contradicts",
+    "near_equal_pairs": "their two answers are almost the same",
+    **{
+        f"{bound}_{measure}": f"an answer's {name} {side} {bound}_{measure}"
+        for bound, side in (("min", "below"), ("max", "above"))
+        for measure, name in (
+            ("characters", "characters are"), ("words", "words are"), ("tokens", "tokens are"),
+            ("word_length", "words are on average"),
+        )
+    },
+}  # fmt: skip
+"""Rules of a data set's `clean` block, and `decontaminate`."""
 _LOST = {
+    "empty_answers": "an answer has no word of its own",
     "duplicate": "duplicates of another row",
     "answer_too_long": "the answer alone does not fit in max_length",
     "control_token": "spell out a control token of the chat template",
@@ -65,7 +95,11 @@ def drops_of(report: Mapping[str, Any]) -> list[Drop]:
     for part in (*objects(report.get("sources")), report):
         for reason, value in mapping(part.get("dropped")).items():
             counts[reason] += whole(value) or 0
-    found = [Drop(reason, rows, drop_told(reason), reason in _CHOSEN) for reason, rows in counts.items() if rows]
+    found = [
+        Drop(reason, rows, drop_told(reason), reason in _CHOSEN or reason in _RULES)
+        for reason, rows in counts.items()
+        if rows
+    ]
     aside: Counter[str] = Counter()
     for source in objects(report.get("sources")):
         for reason, value in mapping(source.get("quarantined")).items():
@@ -80,4 +114,4 @@ def drops_of(report: Mapping[str, Any]) -> list[Drop]:
 
 def drop_told(reason: str) -> str:
     """A reason in words; one that is new here as it is written."""
-    return _CHOSEN.get(reason) or _LOST.get(reason) or reason.replace("_", " ")
+    return _CHOSEN.get(reason) or _RULES.get(reason) or _LOST.get(reason) or reason.replace("_", " ")

@@ -21,13 +21,17 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSource:
-    """One source of a data set: what was read, dropped (by reason) and kept."""
+    """One source of a data set: rows read = rows kept + rows dropped by reason + rows set aside by reason."""
 
     path: str
     format: str
     rows_read: int | None
     dropped: Mapping[str, int]
+    quarantined: Mapping[str, int]
     kept: int | None
+    train: int | None
+    """Records that it gives to train on, of what is left once cleaned, divided and drawn."""
+    held_out: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +124,10 @@ def _source(raw: Mapping[str, Any]) -> DataSource:
         format=text(raw.get("format")),
         rows_read=whole(raw.get("rows_read")),
         dropped=_counts(raw.get("dropped")),
+        quarantined=_counts(raw.get("quarantined")),
         kept=whole(raw.get("kept")),
+        train=whole(raw.get("train")),
+        held_out=whole(raw.get("held_out")),
     )
 
 

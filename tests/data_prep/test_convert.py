@@ -201,6 +201,9 @@ def test_the_command_says_what_it_recognised_and_what_became_of_the_rows(command
         (["missing.jsonl", "--output", "o.jsonl"], 65, "missing.jsonl: no such file"),
         (["in.jsonl", "--output", "o.txt"], 65, "o.txt: expected a name that ends in .jsonl or .parquet"),
         (["in.jsonl", "--output", "no/such/o.jsonl"], 74, "o.jsonl: cannot be written"),
+        (["in.jsonl", "--output", "o.jsonl", "--quarantine", "no/such/b.jsonl"], 74, "b.jsonl: cannot be written"),
+        (["plain.txt", "rows.jsonl", "--output", "o.parquet"], 65, "plain text and others conversations"),
+        (["rows.jsonl", "plain.txt", "--output", "o.jsonl"], 65, "plain text and others conversations"),
         (["in.jsonl", "--output", "o.jsonl", "--format", "alpca"], 2, "did you mean 'alpaca'"),
         (["in.jsonl", "--output", "o.jsonl", "--map", "output"], 2, "--map output: expected FIELD=THEIRS"),
         (["in.jsonl", "--output", "o.jsonl", "--map", "output=anser"], 65, "did you mean 'answer'?"),
@@ -213,6 +216,8 @@ def test_the_command_says_what_it_recognised_and_what_became_of_the_rows(command
 def test_mistakes_are_sentences_and_leave_no_file(command: Any, tmp_path: Path, arguments, code, said) -> None:
     (tmp_path / "in.jsonl").write_text('{"question": "a", "answer": "b"}\n')
     (tmp_path / "broken.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction\n')
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    (tmp_path / "plain.txt").write_text("a line\n")
     before = sorted(tmp_path.rglob("*"))
     ended, _, err = command(*arguments)
     assert ended == code and said in err and len(err.splitlines()) == 1

@@ -17,9 +17,9 @@ from data_prep.row_statistics import (
 USER = (Message(role="user", content="why"),)
 
 
-def demonstration(prompt: int, answer: int, text: str = "so", family: str | None = None):
+def demonstration(prompt: int, answer: int, text: str = "so", family: str | None = None, source: str = "a"):
     record = Demonstration(
-        messages=(*USER, Message(role="assistant", content=text)), origin=Origin(source="a", row=1, family=family)
+        messages=(*USER, Message(role="assistant", content=text)), origin=Origin(source=source, row=1, family=family)
     )
     return record, EncodedDemonstration([1] * (prompt + answer), [False] * prompt + [True] * answer, False)
 
@@ -41,12 +41,22 @@ def test_demonstrations():
     assert found["scripts"]["rows"] == {"Latin": 2}
 
 
+def test_what_each_source_comes_to_in_tokens():
+    """Rows and tokens tell different stories: half of the rows, a tenth of what is trained."""
+    made = [demonstration(10, 9), demonstration(3, 1, source="b"), demonstration(2, 9), demonstration(1, 1, source="b")]
+    records, rows = zip(*made, strict=True)
+    found = demonstration_statistics(records, rows)
+    assert found["sources"] == {"a": 2, "b": 2}
+    assert found["source_tokens"] == {"a": {"all": 30, "answers": 18}, "b": {"all": 6, "answers": 2}}
+
+
 def test_pairs():
     """Both sides carry the prompt; the longer answer wins once of three."""
     records, rows = zip(pair(10, 4, 2, "terse", 1.0), pair(5, 1, 3), pair(5, 2, 2, "terse", 0.5), strict=True)
     found = pair_statistics(records, rows)
     assert found["tokens"]["all"] == (2 * 10 + 6) + (2 * 5 + 4) + (2 * 5 + 4)
     assert found["tokens"]["answers"] == 14
+    assert found["source_tokens"] == {"a": {"all": 54, "answers": 14}}
     assert found["longer_answer"] == {"chosen": 1, "rejected": 1, "equal": 1, "mean_difference": 0.0}
     assert found["faults"] == {"terse": 2} and found["margins"] == {"rows": 2, "mean": 0.75}
     swapped = [EncodedPair(row.prompt_ids, row.rejected_ids, row.chosen_ids, False) for row in rows[:1]]
@@ -59,6 +69,7 @@ def test_prompts():
     ]
     found = prompt_statistics(records, [EncodedPrompt([1] * 7, False) for _ in records])
     assert found["with_rule"] == 2 and found["tokens"] == {"all": 21, "answers": 0, "answers_share": 0.0}
+    assert found["source_tokens"] == {"a": {"all": 21, "answers": 0}}
     assert prompt_statistics([], [])["prompt_tokens"] == {}
 
 

@@ -21,13 +21,33 @@ STATISTICS = {
     "faults": {"terse_answer": 43, "rude": 5},
     "margins": {"rows": 17, "mean": 0.625},
     "families": {"arithmetic": 57, "dates": 45},
+    "sources": {"a.jsonl": 111, "b.jsonl": 91},
+    "source_tokens": {"a.jsonl": {"all": 51_234, "answers": 20_123}, "b.jsonl": {"all": 20_000, "answers": 3333}},
     "scripts": {"rows": {"Latin": 91, "Han": 11}, "letters": {"Latin": 0.9}, "mixed_rows": 6},
 }
 PADDING = {
     "batch_rows": 4, "used": "grouped", "shuffled": 0.31, "grouped": 0.043,
     "packed": {"sequences": 27, "max_length": 512, "filled": 0.913, "padding": 0.0},
 }  # fmt: skip
-REPORT = DATA | {"statistics": STATISTICS, "padding": PADDING, "dropped_examples": [["a.jsonl", 7, "control_token"]]}
+CLEANING = {
+    "changed": {"repaired": 14, "masked_email": 8, "masked_id": 3},
+    "dropped": {"near_duplicate": {"a.jsonl": 21, "b.jsonl": 18}, "max_words": {"b.jsonl": 15}},
+    "decontamination": {
+        "sets": {"gsm8k": {"texts": 1319, "rows_dropped": 13}}, "not_on_this_machine": ["math500", "mmlu"],
+    },
+    "length_bias": {"chosen_longer": 0.6}, "label_conflicts": 12,
+}  # fmt: skip
+SOURCES = [
+    {**DATA["sources"][0], "quarantined": {"broken_json": 25}, "train": 111, "held_out": 29},
+    {
+        "path": "b.jsonl", "format": "messages", "rows_read": 131, "dropped": {}, "quarantined": {}, "kept": 129,
+        "train": 91, "held_out": 31,
+    },
+]  # fmt: skip
+REPORT = DATA | {
+    "sources": SOURCES, "statistics": STATISTICS, "padding": PADDING, "cleaning": CLEANING,
+    "dropped_examples": [["a.jsonl", 7, "control_token"]],
+}  # fmt: skip
 SHOWN = [
     ("statistics", "tokens", "all"), ("statistics", "prompt_tokens", "mean"), ("statistics", "prompt_tokens", "p50"),
     ("statistics", "prompt_tokens", "p95"), ("statistics", "prompt_tokens", "max"),
@@ -39,6 +59,12 @@ SHOWN = [
     ("statistics", "scripts", "rows", "Han"), ("statistics", "scripts", "mixed_rows"), ("padding", "batch_rows"),
     ("padding", "packed", "sequences"), ("padding", "packed", "max_length"), ("train_rows",), ("eval_rows",),
     ("prompts_truncated",), ("dropped", "duplicate"), ("dropped_examples", 0, 1),
+    ("sources", 0, "quarantined", "broken_json"), ("sources", 0, "train"), ("sources", 1, "held_out"),
+    ("statistics", "sources", "b.jsonl"), ("statistics", "source_tokens", "b.jsonl", "answers"),
+    ("cleaning", "changed", "repaired"), ("cleaning", "changed", "masked_id"), ("cleaning", "label_conflicts"),
+    ("cleaning", "dropped", "near_duplicate", "a.jsonl"), ("cleaning", "dropped", "max_words", "b.jsonl"),
+    ("cleaning", "decontamination", "sets", "gsm8k", "texts"),
+    ("cleaning", "decontamination", "sets", "gsm8k", "rows_dropped"),
 ]  # fmt: skip
 
 
@@ -67,7 +93,8 @@ def test_what_stands_there(tmp_path):
         "in 60 % of pairs, equally long 10 %; going by length alone is right in 65 %",
         "4.75 tokens longer", "31 % with rows at random, 4.3 % with group_by_length (in use), 0 % with packing",
         "27 sequences of up to 512 tokens, 91 % filled", "terse answer", "a.jsonl row 7: control token",
-        "60 to 79 tokens: 29",
+        "60 to 79 tokens: 29", "near duplicates of another row", "an answer&#39;s words are above max_words",
+        "email 8, id 3", "math500, mmlu", "Tokens of answers by source", "25 broken json",
     ):  # fmt: skip
         assert told in text, told
     assert text.count('class="column"') == 5 + 2, "empty bins have no column"
@@ -79,11 +106,20 @@ def test_a_report_from_before_is_shown_as_it_was(tmp_path):
 
 
 def test_what_comes_from_data_is_text(tmp_path):
+    cleaning = {
+        "changed": {f"masked_{XSS}": 2}, "dropped": {XSS: {XSS: 3}},
+        "decontamination": {"sets": {XSS: {"texts": 1}}, "not_on_this_machine": [XSS]},
+    }  # fmt: skip
     hostile = {
         "families": {XSS: 3, "b": 1}, "scripts": {"rows": {XSS: 1}}, "faults": {XSS: 2},
         "prompt_tokens": {"histogram": {"width": 5, "counts": [1]}},
     }  # fmt: skip
-    report = DATA | {"statistics": hostile, "dropped_examples": [[XSS, XSS, XSS]], "padding": {"used": XSS}}
+    report = DATA | {
+        "statistics": hostile,
+        "cleaning": cleaning,
+        "dropped_examples": [[XSS, XSS, XSS]],
+        "padding": {"used": XSS},
+    }
     assert XSS not in page_with(tmp_path, report) and "<script" not in page_with(tmp_path, report)
 
 

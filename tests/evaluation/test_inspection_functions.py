@@ -12,6 +12,7 @@ from rich.console import Console
 
 from evaluation.inspection.page import inspection_page, report_page
 from evaluation.inspection.report import data_reports
+from evaluation.inspection.report_terminal import print_reports
 from evaluation.inspection.terminal import print_inspection
 from evaluation.inspection.view import inspect
 from evaluation.report.data_section import figures_of
@@ -103,6 +104,27 @@ def test_rows_set_aside_are_in_the_report(recipe) -> None:
         "a field is not of the type that their format wants (set aside)": 1,
     }
     assert "set aside" in report_page(chosen, [report])
+    said = io.StringIO()
+    print_reports([report], Console(file=said, width=200))
+    assert (
+        "the first row has the fields messages, tools; 4 kept, 2 set aside; 4 to train on, 0 held out"
+        in said.getvalue()
+    )
+
+
+def test_what_rules_took_out_is_told_by_rule_and_source(recipe) -> None:
+    rows = [{"instruction": f"Say {n}.", "output": "As an AI language model, I cannot."} for n in range(3)]
+    rows += [{"instruction": f"Say {n}!", "output": f"It is {n}."} for n in range(4)]
+    chosen = recipe("sft", *rows, **{"data.sft.clean.refusals": "drop"})
+    [report] = data_reports(chosen, None)
+    [row] = figures_of(report.report).cleaning.taken_out
+    assert (row.rule, row.rows) == ("refusals", 3) and row.source.endswith("rows.jsonl")
+    drop = next(drop for drop in figures_of(report.report).drops if drop.reason == "refusals")
+    assert drop.on_purpose and drop.told == "an answer only declines"
+    said = io.StringIO()
+    print_reports([report], Console(file=said, width=200))
+    assert "Taken out of training" in said.getvalue() and row.source in said.getvalue()
+    assert "Taken out of training, by rule and source" in report_page(chosen, [report])
 
 
 def test_a_stages_part_is_what_is_shown(recipe) -> None:

@@ -11,7 +11,9 @@ from data_prep import build, cache, data_sets, workers
 from data_prep.chat import ChatFormatter
 from data_prep.clean import drop_duplicates
 from data_prep.cleaning import Cleaner
-from data_prep.records import Prompt
+from data_prep.cleaning.dropped import Dropped, Finding, by_rule_and_source
+from data_prep.prompt_rows import encode_prompts
+from data_prep.records import Message, Origin, Prompt
 from pipeline.models.load import load_tokenizer
 from pipeline.models.source import identify
 from pipeline.plan import make_nodes
@@ -70,6 +72,47 @@ def test_a_rule_drops_training_rows_only_and_each_is_accounted_for() -> None:
     for line in lines:
         if "record" in line:
             assert json.loads(text[line["row"] - 1])["rejected"] == line["record"]["rejected"]
+
+
+def test_the_report_has_every_dropped_row_by_rule_and_source(tmp_path, tiny_folder) -> None:
+    """Of both steps, cleaning and tokenising; files of a folder count for the folder."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    rows = [
+        {"instruction": f"Say {n}.", "output": "As an AI language model, I cannot.", "split": "train"} for n in (1, 2)
+    ]
+    rows += [{"instruction": "Say it.", "output": "word " * 200, "split": "train"}] * 2
+    for name, part in (("a", rows[:1]), ("b", rows[1:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    sources = f"data.sft.sources=[{{path: {folder}/}}, {{path: builtin:alpaca_sample}}]"
+    data = recipe_of(sources, "data.sft.clean={refusals: drop, max_tokens: 40}").data
+    formatter = ChatFormatter(load_tokenizer(tiny_folder, "auto"))
+    train, _, report = build.encode_demonstrations(data, formatter, 17)
+    told = report["cleaning"]["dropped"]
+    assert told["refusals"][f"{folder}/"] == 2 and told["duplicate"][f"{folder}/"] == 1
+    assert told["max_tokens"][f"{folder}/"] == 1 and told["max_tokens"]["builtin:alpaca_sample"] > 10
+    assert list(told) == sorted(told, key=lambda rule: -sum(told[rule].values()))
+    assert sum(sum(counts.values()) for counts in told.values()) == len(train.dropped)
+    assert all(sum(told[rule].values()) == report["dropped"][rule] for rule in told if rule != "duplicate")
+
+
+def test_prompts_have_that_account_too(tiny_folder) -> None:
+    data = recipe_of("data.preference.clean.near_duplicates={of: prompts}").data
+    formatter = ChatFormatter(load_tokenizer(tiny_folder, "auto"))
+    train, _, report = encode_prompts(data, formatter, 17, with_rule=False, held_out=5)
+    [counts] = [report["cleaning"]["dropped"][rule] for rule in ("near_duplicate",)]
+    assert counts == {"builtin:preference_sample": report["dropped"]["near_duplicate"]}
+    assert len(train.dropped) == sum(map(sum, (one.values() for one in report["cleaning"]["dropped"].values())))
+
+
+def test_a_file_belongs_to_the_nearest_source_above_it() -> None:
+    def dropped(source: str) -> Dropped:
+        prompt = Prompt(messages=(Message(role="user", content="a"),), origin=Origin(source=source, row=1))
+        return Dropped(prompt, Finding("truncated"))
+
+    paths = ["in", "in/deep", "in.jsonl"]
+    found = by_rule_and_source(map(dropped, ["in/a.json", "in/deep/b.json", "in/deep/c.json", "in.jsonl", "x"]), paths)
+    assert found == {"truncated": {"in/deep": 2, "in": 1, "in.jsonl": 1, "x": 1}}
 
 
 def test_exact_duplicates_are_in_the_account_too(tmp_path) -> None:
