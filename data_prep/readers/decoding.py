@@ -46,8 +46,9 @@ def read_lines(path: Path, on_bad: OnBad | None = None) -> Iterator[Line]:
             try:
                 yield Line(number, raw[start:].decode("utf-8"))
             except UnicodeDecodeError as error:
-                sentence = _not_utf8(path, raw, number, offset, start + error.start)
-                refuse(UnreadableRowError(sentence, _bad_bytes(path, raw, number, start, error, sentence)), on_bad)
+                column = len(raw[start : start + error.start].decode("utf-8")) + 1
+                sentence = _not_utf8(path, raw, number, column, offset, start + error.start)
+                refuse(UnreadableRowError(sentence, _bad_bytes(path, raw, number, column, start, sentence)), on_bad)
             offset += len(raw)
     if offset == 0:
         raise DataError(f"{path}: the file is empty; write rows into it or take the source out of the recipe")
@@ -99,19 +100,20 @@ def _utf16_name(head: bytes) -> str:
     return "UTF-16BE" if head[:1] == b"\x00" else "UTF-16LE"
 
 
-def _not_utf8(path: Path, raw: bytes, number: int, offset: int, start: int) -> str:
-    found = f"{path}:{number}: byte 0x{raw[start]:02x} at offset {offset + start} is not valid UTF-8"
+def _not_utf8(path: Path, raw: bytes, number: int, column: int, offset: int, start: int) -> str:
+    byte = f"byte 0x{raw[start]:02x} at column {column} (offset {offset + start} of the file)"
+    found = f"{path}:{number}: {byte} is not valid UTF-8"
     if _looks_gb18030(raw):
         return f"{found}; the file looks like GB18030 (GBK), convert it: {_iconv(path, 'GB18030')}"
     return f"{found}; find out the file's encoding and convert it: {_iconv(path, 'ENCODING')}"
 
 
-def _bad_bytes(path: Path, raw: bytes, number: int, start: int, error: UnicodeDecodeError, sentence: str) -> BadRow:
+def _bad_bytes(path: Path, raw: bytes, number: int, column: int, start: int, sentence: str) -> BadRow:
     """The line as text, its undecodable bytes as escapes."""
     return BadRow(
         source=str(path),
         row=number,
-        column=len(raw[start : start + error.start].decode("utf-8")) + 1,
+        column=column,
         reason="not_utf8",
         detail=sentence.removeprefix(f"{path}:{number}: "),
         content=raw[start:].decode("utf-8", errors="backslashreplace").rstrip("\r\n"),

@@ -105,7 +105,7 @@ def test_a_bad_row_is_set_aside_and_every_good_one_kept(tmp_path: Path, kind: st
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("kind", BAD)
 def test_by_default_a_bad_row_stops_the_run_or_is_counted(tmp_path: Path, kind: str, position: int) -> None:
-    content, reason, _, behaviour = BAD[kind]
+    content, reason, column, behaviour = BAD[kind]
     path = file_with(tmp_path, content, position)
     if behaviour == "stops" or (position == 1 and reason not in CONTENT):
         with pytest.raises(DataError) as caught:
@@ -113,6 +113,8 @@ def test_by_default_a_bad_row_stops_the_run_or_is_counted(tmp_path: Path, kind: 
         message = str(caught.value)
         assert message.startswith((f"{path}:{position}: ", f"{path}: row {position} "))
         assert len(message) < 600 and "\n" not in message
+        if column is not None:
+            assert f"at column {column}" in message
         return
     result = read(path, "fail")
     assert account(result) == (ROWS, ROWS - 1, 1, 0)

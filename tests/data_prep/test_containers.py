@@ -144,9 +144,12 @@ BAD: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "gzip undeclared": (_file("a.jsonl", gzip.compress(LINES.encode())), ["rename it to a.jsonl.gz"]),
     "latin-1": (
         _file("a.jsonl", b'{"a": 1}\n{"a": "caf\xe9 cr\xe8me"}\n'),
-        ["a.jsonl:2:", "0xe9 at offset 19", "iconv"],
+        ["a.jsonl:2:", "0xe9 at column 11 (offset 19", "iconv"],
     ),
-    "latin-1 after a byte-order mark": (_file("a.jsonl", b'\xef\xbb\xbf{"a": "caf\xe9"}'), ["0xe9 at offset 13"]),
+    "latin-1 after a byte-order mark": (
+        _file("a.jsonl", b'\xef\xbb\xbf{"a": "caf\xe9"}'),
+        ["0xe9 at column 11 (offset 13"],
+    ),
     "latin-1 is not Chinese": (_file("a.jsonl", '{"a": "décision"}'.encode("latin-1")), ["-f ENCODING"]),
     "broken UTF-8 is not Chinese": (
         _file("a.jsonl", '{"a": "由讨究"}'.encode().replace(b"\xa8\xe7", b"\xe7")),
