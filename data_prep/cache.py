@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data_prep.chat import EncodedDemonstration, EncodedPair
 from data_prep.cleaning.contamination import evaluation_fingerprints
 from data_prep.cleaning.dropped import Dropped, Finding
+from data_prep.data_sets import other_set
 from data_prep.fingerprint import source_fingerprint
 from data_prep.readers.containers import local_files
 from data_prep.readers.faults import BadRow
@@ -113,12 +114,14 @@ def _key(
     template = str(tokenizer.chat_template)
     decontaminate = data.decontaminate
     share = None if part is None else shares_of(data.split)[part]
+    other = other_set(name, data)
     return sha256_json(
         {
             "name": name,
             # Paths count, since records name their source.
             "settings": settings.model_dump(mode="json"),
-            "content": [source_fingerprint(source) for source in settings.sources],
+            "content": _content(settings),
+            "other_set": other and [other.model_dump(mode="json"), _content(other)],
             "held_out": [part.eval_fraction for part in (data.sft, data.preference) if part is not None],
             "decontaminate": decontaminate and [decontaminate.ngram, evaluation_fingerprints(decontaminate)],
             "seed": seed,
@@ -135,6 +138,10 @@ def _key(
             "libraries": {library: importlib.metadata.version(library) for library in _LIBRARIES},
         }
     )
+
+
+def _content(settings: DataSetSettings) -> list[str]:
+    return [source_fingerprint(source) for source in settings.sources]
 
 
 @cache

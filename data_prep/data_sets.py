@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from data_prep.clean import drop_duplicates, limit_records
 from data_prep.cleaning import Cleaner, Dropped
 from data_prep.mixture import draw, shuffled
 from data_prep.readers import BadRow, ReadResult, SourceSpec, read_demonstrations, read_pairs, read_prompts
-from data_prep.records import Demonstration, PreferencePair, Prompt
+from data_prep.records import Demonstration, PreferencePair, Prompt, Record
 from data_prep.split import Share, Split, prompt_hash, prompt_messages, shares_of, split_records
 from pipeline.errors import DataError
 from pipeline.recipe.schema import DataSetSettings, DataSettings, SourceSettings
@@ -61,12 +61,26 @@ def prompts(data: DataSettings, seed: int = EVALUATION_SEED, part: str | None = 
         seed: draws the training part where there is a limit; the held-out part is always the same.
         part: as for `demonstrations`.
     """
-    return _load(data.prompts.from_ or ("preference" if data.preference else "sft"), data, read_prompts, seed, part)
+    return _load(prompts_set(data), data, read_prompts, seed, part)
 
 
 def held_out_fraction(data: DataSettings) -> float:
     """The largest `eval_fraction`: a prompt held out of one data set trains in none of the others."""
     return max(part.eval_fraction for part in (data.sft, data.preference) if part is not None)
+
+
+def other_set(name: str, data: DataSettings) -> DataSetSettings | None:
+    """The data set whose held-out prompts a set must not come near either, where its `clean` block asks for that."""
+    settings = data.preference if name == "preference" else data.sft
+    near = None if settings is None else settings.clean.near_duplicates
+    if near is None or not (near.held_out and near.other_set):
+        return None
+    return data.sft if name == "preference" else data.preference
+
+
+def prompts_set(data: DataSettings) -> str:
+    """The data set whose prompts are answered: what is written, else preference, else sft."""
+    return data.prompts.from_ or ("preference" if data.preference else "sft")
 
 
 def spec_of(source: SourceSettings) -> SourceSpec:
@@ -101,10 +115,11 @@ def _load(
     cleaner = Cleaner(settings.clean, data.decontaminate)
     dropped: Counter[str] = Counter()
     found: list[_Source[R]] = []
+    others = _held_out_by_other(name, data)
     for source in settings.sources:
         result = read(spec_of(source))
         parts = split_records(result.records, settings.eval_fraction, held_out_fraction(data))
-        found.append(_of_source(source, result, parts, share, cleaner, dropped))
+        found.append(_of_source(source, result, parts, share, cleaner, others, dropped))
     mixture = draw([(each.settings, each.train) for each in found], seed)
     dropped.update(mixture.dropped)
     train_rows = drop_duplicates(mixture.records)
@@ -139,6 +154,7 @@ def _of_source(
     parts: Split[R],
     share: Share | None,
     cleaner: Cleaner,
+    others: Sequence[Record],
     dropped: Counter[str],
 ) -> _Source[R]:
     parts = cleaner.rows(parts)
@@ -146,12 +162,30 @@ def _of_source(
     mine = parts.train if share is None else [r for r in parts.train if share.holds(prompt_hash(prompt_messages(r)))]
     once = drop_duplicates(mine)
     cleaner.duplicates(mine, once.records)
-    train: list[R] = cleaner.among(once.records, parts.eval + parts.held_elsewhere)
+    train: list[R] = cleaner.among(once.records, [*parts.eval, *parts.held_elsewhere, *others])
     dropped.update(once.dropped)
     dropped["held_out_by_another_set"] += len(parts.held_elsewhere)
     dropped["prompt_is_held_out"] += len(parts.forbidden)
     dropped["other_stages_part"] += len(parts.train) - len(mine)
     return _Source(source, result, train, parts.eval, parts.held_elsewhere)
+
+
+def _held_out_by_other(name: str, data: DataSettings) -> list[Record]:
+    """What the recipe's other data set holds out, put right by its own rules; nothing unless it is asked for."""
+    settings = other_set(name, data)
+    if settings is None:
+        return []
+    other = "sft" if name == "preference" else "preference"
+    # Prompts to be answered may be more than there are demonstrations or pairs: ties have one, for instance.
+    own = read_demonstrations if other == "sft" else read_pairs
+    read: Callable[[SourceSpec], ReadResult[Any]] = read_prompts if prompts_set(data) == other else own
+    cleaner = Cleaner(settings.clean)
+    found: list[Record] = []
+    for source in settings.sources:
+        parts = split_records(read(spec_of(source)).records, settings.eval_fraction, held_out_fraction(data))
+        kept = cleaner.rows(replace(parts, train=[]))
+        found += [*kept.eval, *kept.held_elsewhere]
+    return found
 
 
 def _require_counts(settings: DataSetSettings, taken: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from data_prep.build import held_out_fraction
 from data_prep.cleaning.contamination import evaluation_fingerprints
+from data_prep.data_sets import other_set
 from data_prep.fingerprint import source_fingerprint
 from data_prep.split import shares_of
 from data_prep.templates import template_text
@@ -213,7 +214,15 @@ def _common_settings(recipe: Recipe, base: BaseIdentity) -> dict[str, Any]:
 
 
 def _data_settings(recipe: Recipe, which: str, prints: dict[str, list[str]]) -> dict[str, Any]:
-    """What of a data set determines its rows: content instead of paths, which may move."""
+    """What determines the rows of a data set, those included that it is held apart from."""
+    dump = _set_settings(recipe, which, prints)
+    if other_set(which, recipe.data) is not None:
+        dump["other_set"] = _set_settings(recipe, "sft" if which == "preference" else "preference", prints)
+    return {**dump, "held_out_fraction": held_out_fraction(recipe.data)}
+
+
+def _set_settings(recipe: Recipe, which: str, prints: dict[str, list[str]]) -> dict[str, Any]:
+    """A data set's own block: content instead of paths, which may move."""
     settings: DataSetSettings = getattr(recipe.data, which)
     dump = settings.model_dump(mode="json")
     for source, content in zip(dump["sources"], prints[which], strict=True):
@@ -222,7 +231,7 @@ def _data_settings(recipe: Recipe, which: str, prints: dict[str, list[str]]) -> 
     if settings.clean.harm is not None:
         where = f"data.{which}.clean.harm.model"
         dump["clean"]["harm"]["model"] = identify(settings.clean.harm.model, None, where).fingerprint
-    return {**dump, "held_out_fraction": held_out_fraction(recipe.data)}
+    return dump
 
 
 def _decontamination(recipe: Recipe) -> dict[str, Any]:

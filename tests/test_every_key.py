@@ -145,6 +145,7 @@ CLEANING = {
     "near_duplicates.of": "prompts",
     "near_duplicates.threshold": "1.0",
     "near_duplicates.held_out": "false",
+    "near_duplicates.other_set": "true",
 }
 PAIR_CLEANING = {"label_conflicts": "drop", "near_equal_pairs": "0.8"}
 for data_set, rules in (("sft", CLEANING), ("preference", CLEANING | PAIR_CLEANING)):
@@ -258,6 +259,10 @@ for data_set in ("sft", "preference"):
         BESIDES[f"data.{data_set}.clean.harm.{rule}"].append(f"data.{data_set}.clean.harm={{model: judge}}")
     for rule in ("of", "threshold", "held_out"):
         BESIDES[f"data.{data_set}.clean.near_duplicates.{rule}"].append(f"data.{data_set}.clean.near_duplicates={{}}")
+    # The bundled samples ask some of their questions in the same words.
+    BESIDES[f"data.{data_set}.clean.near_duplicates.other_set"] = [
+        f"data.{data_set}.clean.near_duplicates={{threshold: 0.3}}"
+    ]
 _DIRTY_SFT = f"data.sft.sources=[{{path: {DIRTY_ROWS}}}]"
 _AGAINST = f"data.decontaminate={{against: [{EVALUATION_SETS}/gsm8k]}}"
 BESIDES |= {

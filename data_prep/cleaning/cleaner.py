@@ -77,12 +77,13 @@ class Cleaner:
         """Take note of exact duplicates, which `build` drops and counts itself."""
         self.dropped += missing(before, after, Finding("duplicate"))
 
-    def among(self, records: Sequence[R], held_out: Sequence[R]) -> list[R]:
+    def among(self, records: Sequence[R], held_out: Sequence[Record]) -> list[R]:
         """Judge training records among one another and against held-out prompts.
 
         Args:
             records: to train on, without exact duplicates.
-            held_out: whose prompts no training record may have, nor come near where the recipe asks for that.
+            held_out: of any kind; no training record may have their prompts, nor come near them where the recipe asks
+                for that.
         """
         # Prompts that differed only in a masked number, or in broken characters, are one now; and of several sources
         # one may hold out by name what another one trains on.
@@ -93,9 +94,14 @@ class Cleaner:
         if self._settings.near_duplicates is not None:
             kept = self._without(kept, self._near_held_out(kept, held_out))
             kept = self._without(kept, self._near_duplicates(kept))
-        if self._decontaminator is not None:
-            kept, contaminated = self._decontaminator.split(kept)
-            self.dropped += contaminated
+        return self.apart(kept)
+
+    def apart(self, records: list[R]) -> list[R]:
+        """The records that share nothing with an evaluation set."""
+        if self._decontaminator is None:
+            return records
+        kept, contaminated = self._decontaminator.split(records)
+        self.dropped += contaminated
         return kept
 
     def counts(self) -> Counter[str]:
@@ -132,10 +138,10 @@ class Cleaner:
 
     def _by_classifier(self, records: list[R]) -> list[R]:
         settings = self._settings.harm
-        if settings is None:
+        if settings is None or not records:
             return records
-        classify = self._classifier or load_classifier(settings)
-        return self._without(records, harmful(records, settings, classify))
+        self._classifier = self._classifier or load_classifier(settings)
+        return self._without(records, harmful(records, settings, self._classifier))
 
     def _pair_faults(self, records: Sequence[Record]) -> list[Dropped]:
         settings = self._settings
@@ -149,7 +155,7 @@ class Cleaner:
             faults += pairs.near_equal(rest, settings.near_equal_pairs)
         return faults
 
-    def _near_held_out(self, records: list[R], held_out: Sequence[R]) -> list[Dropped]:
+    def _near_held_out(self, records: list[R], held_out: Sequence[Record]) -> list[Dropped]:
         settings = self._settings.near_duplicates
         assert settings is not None
         if not settings.held_out or not held_out:

@@ -126,6 +126,11 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
     present = {name: found for name, found in (("sft", data.sft), ("preference", data.preference)) if found}
     for name, data_set in present.items():
         yield from _data_set(name, data_set)
+        duplicates = data_set.clean.near_duplicates
+        if duplicates is not None and duplicates.other_set and not (duplicates.held_out and len(present) == 2):
+            why = "there is only one data set" if duplicates.held_out else "held_out is false"
+            at = ("data", name, "clean", "near_duplicates", "other_set")
+            yield Problem(at, f"has no effect, as {why}; leave it out")
     source = data.prompts.from_
     if source is not None and source not in present:
         have = " or ".join(present) or "a data set"

@@ -30,6 +30,10 @@ class NearDuplicateSettings(Settings):
     held_out: bool = Field(
         True, description="Also drop training rows whose prompt is a near duplicate of a held-out prompt."
     )
+    other_set: bool = Field(
+        False,
+        description="Held-out prompts of the recipe's other data set count as well, which is read for it.",
+    )
 
 
 class HarmSettings(Settings):
