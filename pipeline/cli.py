@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline import data_commands, data_inspection
+from pipeline import data_commands, data_inspection, data_pipeline
 from pipeline.console import Console, terminal_console
 from pipeline.errors import BusyError, PreemptedError, RecipeError, TrivetError
 
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     data_inspection.register(kinds)
     data_commands.register(kinds)
+    data_pipeline.register(kinds)
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(action=_schema)
     return parser

@@ -36,7 +36,7 @@ LAYERS: dict[str, int] = {
     # L5: the chain and the command line
     "pipeline.plan": 5, "pipeline.ledger": 5, "pipeline.results": 5, "pipeline.locks": 5, "pipeline.peers": 5,
     "pipeline.processes": 5, "pipeline.supervisor": 5, "pipeline.worker": 5, "pipeline.cli": 5, "pipeline.run": 5,
-    "pipeline.data_commands": 5, "pipeline.data_inspection": 5, "pipeline.preflight": 5,
+    "pipeline.data_commands": 5, "pipeline.data_inspection": 5, "pipeline.data_pipeline": 5, "pipeline.preflight": 5,
 }  # fmt: skip
 SHARED_BY_STAGES = {f"pipeline.stages.{name}" for name in ("offline", "pairs", "policy", "engine", "stream_trainer")}
 LIGHT = ("pipeline", "pipeline.cli", "pipeline.recipe", "pipeline.supervisor", "evaluation.report")

@@ -281,6 +281,10 @@ FLAGS = {
     "data convert": {
         "-h", "--help", "files", "--output", "--format", "--as", "--map", "--limit", "--quarantine", "--json",
     },
+    "data pipeline": {
+        "-h", "--help", "recipe", "--set", "--output", "--data", "--tasks", "--workers", "--slurm", "--time",
+        "--memory", "--json",
+    },
     "schema": {"-h", "--help"},
     "data inspect": {
         "-h", "--help", "recipe", "--set", "--stage", "--row", "--rows", "--ids", "--html", "--json",
