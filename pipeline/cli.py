@@ -27,6 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         _parser().parse_args(arguments, options)
         code = options.action(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `trivet schema | head`: whoever read has seen enough, and the interpreter must not try to flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except TrivetError as error:
         code = _fail(options, error.exit_code, str(error))
     except KeyboardInterrupt:
@@ -34,7 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         traceback.print_exc()
         code = _fail(options, 1, f"unexpected {type(error).__name__}: {error}")
-    sys.stdout.flush()
     sys.exit(code)
 
 

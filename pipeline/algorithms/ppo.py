@@ -42,6 +42,8 @@ class PolicyDiagnostics(NamedTuple):
     """KL(old || new) per token by k2, and below by k3."""
     approx_kl_k3: Tensor
     ratio_mean: Tensor
+    ratio_msd: Tensor
+    """Mean of (ratio - 1)^2: less (ratio_mean - 1)^2 it is the variance, also of several calls together."""
     ratio_max: Tensor
     ratio_maxdev: Tensor
     """Largest |ratio - 1|: 0 before the first step of a rollout, or old and new log-probabilities are not alike."""
@@ -109,6 +111,7 @@ def policy_loss(
         approx_kl_k2=masked_mean(k2(old_logps, logps), mask_BR),
         approx_kl_k3=masked_mean(k3(old_logps, logps), mask_BR),
         ratio_mean=masked_mean(rho, mask_BR),
+        ratio_msd=masked_mean((rho - 1).square(), mask_BR),
         ratio_max=masked_max(rho, mask_BR),
         ratio_maxdev=masked_max((rho - 1).abs(), mask_BR),
     )

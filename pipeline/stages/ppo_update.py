@@ -90,9 +90,12 @@ class Learner:
         }
 
     def rates(self, rollout: int) -> dict[str, float]:
-        """Learning rate of each role in a rollout, the first being 0."""
-        share = _share_of_peak(self._settings, rollout, self._rollouts)
-        return {role: share * peak for role, peak in self._peaks.items()}
+        """Learning rate of each role in a rollout, the first being 0; the policy's schedule begins when it does."""
+        idle = {POLICY: self._settings.value_warmup, VALUE: 0}
+        return {
+            role: peak * _share_of_peak(self._settings, rollout - idle[role], self._rollouts - idle[role])
+            for role, peak in self._peaks.items()
+        }
 
     def learn(self, minibatches: Sequence[Sequence[MicroBatch]], rollout: int, *, value_only: bool) -> UpdateReport:
         """All passes over one rollout.
@@ -163,6 +166,8 @@ class Learner:
         report.ratio_max = max(report.ratio_max, *(each["ratio_max"] for each in everywhere))
         for name in ("clipfrac_high", "clipfrac_low", "clipfrac_dual", "approx_kl_k2", "approx_kl_k3", "ratio_mean"):
             report.add(f"policy/{name}", _token_mean(everywhere, name))
+        variance = _token_mean(everywhere, "ratio_msd") - (_token_mean(everywhere, "ratio_mean") - 1) ** 2
+        report.add("policy/ratio_var", max(variance, 0.0))
         return True
 
     def _value_step(self, minibatch: Sequence[MicroBatch], tokens: float, report: UpdateReport) -> None:
@@ -222,11 +227,13 @@ def _optimiser(parameters: Sequence[Parameter], rate: float, settings: PpoSettin
 
 
 def _share_of_peak(settings: PpoSettings, rollout: int, rollouts: int) -> float:
-    """How much of the peak learning rate a rollout learns with.
+    """How much of the peak learning rate a rollout learns with; nothing before the first.
 
     The library's warm-up begins at 0, which costs it one step; here it would be a whole rollout.
     """
     warmup = round(settings.warmup_ratio * rollouts)
+    if rollout < 0:
+        return 0.0
     if rollout < warmup:
         return (rollout + 1) / (warmup + 1)
     return _SCHEDULES[settings.schedule]((rollout - warmup) / max(rollouts - warmup, 1))

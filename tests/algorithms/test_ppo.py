@@ -61,7 +61,8 @@ def slow_policy_loss(
             loss = min(loss, -dual * A)
         total += loss
         seen = {
-            "tokens": 1, "ratio_mean": rho, "approx_kl_k2": d * d / 2, "approx_kl_k3": rho - 1 - d,
+            "tokens": 1, "ratio_mean": rho, "ratio_msd": (rho - 1) ** 2,
+            "approx_kl_k2": d * d / 2, "approx_kl_k3": rho - 1 - d,
             "clipfrac_high": A > 0 and rho > 1 + high, "clipfrac_low": A < 0 and rho < 1 - low,
             "clipfrac_dual": dual is not None and A < 0 and rho > dual,
         }  # fmt: skip
@@ -252,7 +253,7 @@ def test_diagnostics_of_micro_batches_weighted_by_tokens_are_those_of_the_whole(
     parts = [policy_loss(*piece)[1] for piece in pieces]
     tokens = torch.stack([part.tokens for part in parts])
     assert tokens.tolist() == [8, 1, 5, 0, 8, 2]
-    for name in ("clipfrac_high", "clipfrac_low", "approx_kl_k2", "approx_kl_k3", "ratio_mean"):
+    for name in ("clipfrac_high", "clipfrac_low", "approx_kl_k2", "approx_kl_k3", "ratio_mean", "ratio_msd"):
         values = torch.stack([getattr(part, name) for part in parts])
         assert (values * tokens).sum().item() / 24 == pytest.approx(getattr(whole, name).item(), abs=1e-6)
         assert abs(values.mean().item() - getattr(whole, name).item()) > 1e-3

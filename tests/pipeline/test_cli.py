@@ -270,6 +270,15 @@ def test_the_schema_is_json_and_the_loaders_own(here):
     assert json.loads(done.out) == recipe_json_schema()
 
 
+def test_a_reader_that_stops_early_sees_no_traceback(here):
+    command = f"{sys.executable} -P -c 'from pipeline.cli import main; main()' schema | head -c 10"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        cwd=here, capture_output=True, text=True, env=environment(here, PYTHONPATH=str(ROOT)), check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr, len(done.stdout)) == (0, "", 10)
+
+
 FLAGS = {
     "": {"-h", "--help"},
     "run": {

@@ -18,6 +18,7 @@ from pipeline.console import Console
 from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult
 from pipeline.errors import DataError, PreemptedError, RecipeError, TrivetError
 from pipeline.models.roles import Roles
+from pipeline.runtime import ROOT
 from pipeline.stages import ppo
 from pipeline.stages.ppo_state import Keeper
 from pipeline.stages.ppo_update import Learner
@@ -96,13 +97,16 @@ def test_every_rollout_is_on_record_once(done):
         "objective/score", "objective/score_std", "objective/score_used", "objective/kl_seq", "objective/kl_token",
         "objective/kl_k3_seq", "objective/kl_reward", "objective/rlhf_reward", "objective/sqrt_kl", "policy/loss",
         "policy/entropy", "policy/clipfrac_high", "policy/clipfrac_low", "policy/clipfrac_dual", "policy/approx_kl_k2",
-        "policy/approx_kl_k3", "policy/ratio_mean", "policy/ratio_max", "policy/ratio_first_minibatch_maxdev",
-        "policy/grad_norm", "value/loss", "value/clipfrac", "value/explained_var", "value/mean", "value/grad_norm",
+        "policy/approx_kl_k3", "policy/ratio_mean", "policy/ratio_var", "policy/ratio_max",
+        "policy/ratio_first_minibatch_maxdev", "policy/grad_norm", "value/loss",
+        "value/clipfrac", "value/explained_var", "value/mean", "value/grad_norm",
         "returns/mean", "returns/std", "adv/mean", "adv/std", "response/len_mean", "response/len_p95",
         "response/eos_rate", "response/truncated_rate", "response/repeat_ngram", "prompt/len_mean", "kl_ctl/beta",
         "rollout/logp_diff_mean", "rollout/logp_diff_max", "rollout/ess", "lr/policy", "lr/value",
     ):  # fmt: skip
         assert name in train[2], name
+    told = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")
+    assert [name for name in train[2] if f"`{name}`" not in told] == []
     assert {"time/rollout", "time/score", "time/train", "tok_per_s"} <= {
         line["name"] for line in read_metrics(context.folder / "metrics.jsonl") if line["step"] == 4
     }

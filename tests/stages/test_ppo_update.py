@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.algorithms.ppo import policy_loss
 from pipeline.batches import response_batch
 from pipeline.errors import TrivetError
 from pipeline.models.roles import POLICY, VALUE
@@ -159,6 +160,21 @@ def test_the_first_ratio_is_exactly_one(make, adapter, temperature):
     report = learn(parts)
     assert report.first_maxdev == 0.0
     assert report.ratio_max > 1.0, "the second minibatch comes after a step"
+
+
+def test_the_ratios_variance_is_over_all_tokens_of_a_step(make, monkeypatch):
+    """Micro-batches of different lengths; the mean over steps is what is reported."""
+    seen = []
+
+    def spied(logps: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, **rest: Any) -> Any:
+        seen.append((logps.detach() - old)[mask].double().exp())
+        return policy_loss(logps, old, advantages, mask, **rest)
+
+    monkeypatch.setattr("pipeline.stages.ppo_update.policy_loss", spied)
+    found = learn(make(minibatches=2, per_device_batch_size=2, learning_rate=0.02)).means()["policy/ratio_var"]
+    steps = [torch.cat(seen[:3]), torch.cat(seen[3:])]
+    assert len(seen) == 6 and float(steps[0].var(correction=0)) == 0.0
+    assert found == pytest.approx(float(sum(step.var(correction=0) for step in steps)) / 2, rel=1e-3) and found > 1e-4
 
 
 def test_in_bfloat16_too(make):
@@ -471,6 +487,17 @@ def test_rates_rise_and_then_fall_by_rollout(make, schedule, warmup):
     shapes = {"linear": [1 - x for x in done], "constant": [1.0] * len(done)}
     expected = shapes.get(schedule, [(1 + math.cos(math.pi * x)) / 2 for x in done])
     assert rates[rising:] == pytest.approx(expected)
+
+
+def test_a_policy_that_waits_for_its_value_model_loses_nothing_of_its_schedule(make):
+    """Control: the value model, which does not wait, has another."""
+    waits, starts = (
+        learner(make(value_warmup=3, warmup_ratio=0.3), rollouts=13),
+        learner(make(warmup_ratio=0.3), rollouts=10),
+    )
+    assert [waits.rates(rollout)[POLICY] for rollout in range(3)] == [0.0] * 3
+    assert [waits.rates(3 + k)[POLICY] for k in range(10)] == [starts.rates(k)[POLICY] for k in range(10)]
+    assert [waits.rates(3 + k)[VALUE] for k in range(10)] != [starts.rates(k)[VALUE] for k in range(10)]
 
 
 def test_the_value_models_rate_is_the_policys_unless_it_has_one(make):
