@@ -182,4 +182,4 @@ def test_mistakes_are_sentences(command, folder: Path) -> None:
     )
     assert "--data: the recipe has two data sets" in command(both, "--output", "out")[2]
     code, _, err = command(recipe_text(folder).replace(str(folder), "hub:owner/name"), "--output", "out")
-    assert code == 65 and "it is files that tasks share" in err
+    assert code == 65 and "files are what is divided" in err
