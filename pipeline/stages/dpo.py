@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from transformers import Trainer
 from trl import DPOConfig, DPOTrainer
 
 from data_prep.build import encode_pairs
@@ -33,7 +32,7 @@ from pipeline.stages.dpo_objective import Preference, lacks
 from pipeline.stages.dpo_reference import REFERENCE, add_reference, reference_call
 from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
-from pipeline.stages.pairs import pair_line, unseen_pairs, write_held_out, write_train_rows
+from pipeline.stages.pairs import keep_together, pair_line, unseen_pairs, write_held_out, write_train_rows
 from pipeline.stages.policy import Policy, load_policy, load_reference, save_policy
 from pipeline.stages.stream_trainer import StreamTrainer
 
@@ -75,6 +74,7 @@ def run(context: StageContext) -> StageResult:
     models = [policy.model] if reference is None else [policy.model, reference]
     engine = choose_engine(context, settings, models, lacks(settings))
     trainer = _trainer(engine, policy, reference, settings, context, train.rows)
+    keep_together(trainer, [record.group for record in train.records], settings, context.recipe.seed)
     size = 2 * settings.per_device_batch_size
     scorer = Scorer(policy.model, policy.description.pad_id, size, precision, context.ranks)
     judge = _Judge(policy, reference, scorer, settings.beta, context)
@@ -107,7 +107,7 @@ def run(context: StageContext) -> StageResult:
 
 def _trainer(
     engine: str, policy: Policy, reference: Any, settings: DpoSettings, context: StageContext, rows: list[EncodedPair]
-) -> Trainer:
+) -> CommittedTrainer:
     arguments = training_arguments(
         DPOConfig, settings, context, beta=settings.beta, max_length=None, **loss_arguments(settings)
     )

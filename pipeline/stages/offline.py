@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from pipeline import checkpoint
+from pipeline.batch_order import EpochSampler
 from pipeline.context import StageContext
 from pipeline.durable import full_disk_named
 from pipeline.errors import PreemptedError, RecipeError, TrivetError
@@ -27,8 +28,37 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 _UNTRACKED = ("epoch", "total_flos", "step")
 
 
+class PassCallback(TrainerCallback):
+    """Tells a sampler which pass begins: not every data loader of the library's hands that on.
+
+    Args:
+        sampler: of the trainer.
+    """
+
+    def __init__(self, sampler: EpochSampler):
+        self._sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Name the pass, which a resumed run may be in the middle of."""
+        self._sampler.set_epoch(int(round(state.epoch or 0.0, 6)))
+
+
 class CommittedTrainer(Trainer):
     """Mixin for a library trainer: checkpoints count only once committed, values that are not finite stop the run."""
+
+    sampler: EpochSampler | None = None
+    """In whose order rows are drawn; None for the library's own."""
+
+    def draw_by(self, sampler: EpochSampler) -> None:
+        """Draw rows in the order of this sampler."""
+        self.sampler = sampler
+        self.add_callback(PassCallback(sampler))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        # The library's own draws from the process's generator, whose state differs after a resume and between ranks.
+        return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import Trainer
 from trl import RewardConfig
 
 from evaluation.scores import SequenceScorer
@@ -27,7 +26,8 @@ from pipeline.models.forward import causal_model
 from pipeline.recipe.stage_settings import RewardSettings
 from pipeline.runtime import seed_everything
 from pipeline.stages.engine import STREAMS, choose_engine
-from pipeline.stages.offline import fit, training_arguments
+from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
+from pipeline.stages.pairs import keep_together
 from pipeline.stages.reward_objective import Comparison, MarginPair
 from pipeline.stages.reward_questions import Questions
 from pipeline.stages.reward_trainer import CommittedRewardTrainer, trainer_rows
@@ -52,6 +52,8 @@ class Training:
     precision: str
     rows: list[MarginPair]
     """To train on."""
+    groups: list[str | None]
+    """Of the rows: those of one group come from one judgement."""
     questions: Questions
 
 
@@ -140,6 +142,7 @@ def _train(context: StageContext, training: Training, index: int) -> MemberScore
     before = once(context, f"member_{index + 1}_before", lambda: {"scores": scorer.score(pairs, task)})["scores"]
     engine = choose_engine(context, settings, [model])
     trainer = _trainer(engine, model, training, context)
+    keep_together(trainer, training.groups, settings, context.recipe.seed)
     fit(trainer, context)
     scores = _ask(scorer, asked, trainer.state.global_step, before, context)
     if context.ranks.is_first:
@@ -147,7 +150,7 @@ def _train(context: StageContext, training: Training, index: int) -> MemberScore
     return scores
 
 
-def _trainer(engine: str, model: Any, training: Training, context: StageContext) -> Trainer:
+def _trainer(engine: str, model: Any, training: Training, context: StageContext) -> CommittedTrainer:
     settings = training.settings
     arguments = training_arguments(
         RewardConfig, settings, context, max_length=None,

@@ -16,7 +16,7 @@ from data_prep.build import encode_demonstrations, prompt_hashes
 from data_prep.chat import ChatFormatter, EncodedDemonstration
 from data_prep.cleaning import write_dropped
 from evaluation.likelihood import Scorer, demonstration_rows, mean_loss
-from pipeline.batch_order import GroupedSampler, sft_padding
+from pipeline.batch_order import sft_padding
 from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
 from pipeline.models.load import device
 from pipeline.recipe.stage_settings import SftSettings
@@ -24,7 +24,7 @@ from pipeline.runtime import resolve_precision
 from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
 from pipeline.stages.policy import Policy, load_policy, save_policy
-from pipeline.stages.sft_batches import PassCallback, batch_arguments, grouped_sampler, require_rows_apart, trainer_rows
+from pipeline.stages.sft_batches import batch_arguments, grouped_sampler, require_rows_apart, trainer_rows
 from pipeline.stages.sft_objective import Imitation
 from pipeline.stages.stream_trainer import StreamTrainer
 
@@ -38,14 +38,8 @@ class CommittedSFTTrainer(CommittedTrainer, SFTTrainer):
 
     def __init__(self, *args: Any, grouped: SftSettings | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.sampler: GroupedSampler | None = None
         if grouped is not None:
-            self.sampler = grouped_sampler(self.train_dataset, grouped, self.args.seed)
-            self.add_callback(PassCallback(self.sampler))
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        # The library's own draws from the process's generator, whose state differs after a resume and between ranks.
-        return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
+            self.draw_by(grouped_sampler(self.train_dataset, grouped, self.args.seed))
 
 
 def run(context: StageContext) -> StageResult:
