@@ -149,11 +149,12 @@ def _schema(options: argparse.Namespace) -> int:
 
 def _supervisor(options: argparse.Namespace, ranks: Ranks, console: Console) -> Supervisor:
     from pipeline import reward_function
-    from pipeline.recipe import check_batches, check_reward_function, load_recipe
+    from pipeline.recipe import check_batches, check_engines, check_reward_function, load_recipe
     from pipeline.supervisor import RunOptions, Supervisor
 
     loaded = load_recipe(Path(options.recipe), options.overrides, output_dir=options.output_dir)
     check_batches(loaded.recipe, ranks.world_size, loaded.places)
+    check_engines(loaded.recipe, os.environ, loaded.places)
     check_reward_function(loaded.recipe, options.reward, loaded.places)
     options.run_dir = loaded.output_dir
     chosen = RunOptions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipeline.console import Console
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import TrivetError
 from pipeline.models.source import BaseIdentity
+from pipeline.recipe.engines import NO_ENGINE, Engine, stage_engine
 from pipeline.recipe.schema import Recipe
 from pipeline.reward_function import RewardFunction
 from pipeline.runtime import Ranks, StopRequest, barrier
@@ -68,6 +70,12 @@ class StageResult:
 
 
 Stage = Callable[[StageContext], StageResult]
+
+
+def engine_of(context: StageContext) -> Engine:
+    """What spreads the stage's training over the ranks; evaluation has no engine."""
+    settings = context.recipe.stages.get(context.stage)
+    return NO_ENGINE if settings is None else stage_engine(settings.deepspeed, os.environ)
 
 
 def once(context: StageContext, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

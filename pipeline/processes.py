@@ -19,6 +19,7 @@ from pipeline.assignment import Assignment
 from pipeline.errors import PreemptedError, TrivetError
 from pipeline.models.source import BaseIdentity, ready_folder
 from pipeline.peers import Peers
+from pipeline.recipe.engines import USE_DEEPSPEED, USE_FSDP, stage_engine
 from pipeline.runtime import PARENT, ROOT, Ranks
 
 _POLL_SECONDS = 0.05
@@ -148,8 +149,21 @@ def _worker_environment(port: int, assignment: Assignment) -> dict[str, str]:
         environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // local_ranks))
     if "RANK" in environment:
         environment["MASTER_PORT"] = str(port)
-    if assignment.settings.get("stage", {}).get("deepspeed") == "none":
-        environment.pop("ACCELERATE_USE_DEEPSPEED", None)
+    return _with_engine(environment, port, assignment.settings.get("stage", {}).get("deepspeed", "none"))
+
+
+def _with_engine(environment: dict[str, str], port: int, deepspeed: str) -> dict[str, str]:
+    """The environment in which accelerate finds the stage's engine and no other; evaluation has none."""
+    engine = stage_engine(deepspeed, environment)
+    if engine.kind == "none":
+        return {name: value for name, value in environment.items() if name not in (USE_DEEPSPEED, USE_FSDP)}
+    if engine.kind == "deepspeed":
+        # It would make accelerate pass over DeepSpeed without a word; the stage itself says what it computes on.
+        environment.pop("ACCELERATE_USE_CPU", None)
+        if "RANK" not in environment:
+            # DeepSpeed looks for MPI where no launcher has named the only process.
+            alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+            environment |= alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return environment
 
 
