@@ -29,6 +29,7 @@ LAYERS: dict[str, int] = {
     # L2: tensors, models, where a process stands
     "pipeline.batches": 2, "pipeline.streams": 2, "pipeline.models.*": 2, "pipeline.tracking": 2, "pipeline.runtime": 2,
     "pipeline.batch_order": 2, "pipeline.context": 2, "pipeline.assignment": 2, "pipeline.reward_function": 2,
+    "pipeline.out_of_memory": 2,
     # L3: answers sampled from policies, and their rewards
     "pipeline.rollouts.*": 3,
     # L4: stages | evaluation
@@ -38,7 +39,10 @@ LAYERS: dict[str, int] = {
     "pipeline.processes": 5, "pipeline.supervisor": 5, "pipeline.worker": 5, "pipeline.cli": 5, "pipeline.run": 5,
     "pipeline.data_inspection": 5,
 }  # fmt: skip
-SHARED_BY_STAGES = {f"pipeline.stages.{name}" for name in ("offline", "pairs", "policy", "engine", "stream_trainer")}
+SHARED_BY_STAGES = {
+    f"pipeline.stages.{name}"
+    for name in ("offline", "pairs", "policy", "engine", "stream_trainer", "spreading", "round_trip")
+}
 LIGHT = ("pipeline", "pipeline.cli", "pipeline.recipe", "pipeline.supervisor", "evaluation.report")
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "wandb", "deepspeed", "bitsandbytes", "vllm")
 
