@@ -125,12 +125,18 @@ def active(model: Any, name: str | None) -> Iterator[None]:
     yield
 
 
-def save(model: PeftModel, folder: Path, base_name: str) -> None:
+def save(model: PeftModel, folder: Path, base_name: str, state: dict[str, torch.Tensor] | None = None) -> None:
     """Write the trained adapter alone, refusing an empty or non-finite one.
 
     The configuration names the base as the recipe does, not the folder where this machine happened to find it.
+
+    Args:
+        model: with the adapter on it.
+        folder: to write to.
+        base_name: of the recipe.
+        state: the model's tensors as `shards.whole_state` gives them, where ranks hold shares of them.
     """
-    model.save_pretrained(str(folder), selected_adapters=[TRAINED], save_embedding_layers=False)
+    model.save_pretrained(str(folder), selected_adapters=[TRAINED], save_embedding_layers=False, state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)
     config = read_json(folder / "adapter_config.json")
     config["base_model_name_or_path"] = base_name

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.algorithms.linear_logps import linear_token_scores
 from pipeline.algorithms.logps import TokenScores, chunked_token_logps
 from pipeline.errors import TrivetError
+from pipeline.models.shards import is_spread, whole
 from pipeline.models.stream_attention import STREAMS, Layout
 from pipeline.streams import Packed, Stream, pack
 
@@ -115,7 +116,13 @@ class VocabularyHead:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits (..., V)."""
-        logits: Tensor = self.linear(hidden)
+        return self._finished(self.linear(hidden))
+
+    def _of_whole(self, hidden: Tensor) -> Tensor:
+        """The same from weights that are whole, without the layer, whose calls all ranks must make equally often."""
+        return self._finished(nn.functional.linear(hidden, self.linear.weight, self.linear.bias))
+
+    def _finished(self, logits: Tensor) -> Tensor:
         if self.factor != 1.0:
             logits = logits * self.factor
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
@@ -145,10 +152,14 @@ class VocabularyHead:
         weight = self._frozen_matrix()
         wants_gradient = entropy and torch.is_grad_enabled() and hidden_BRH.requires_grad
         if weight is None or wants_gradient:
-            return chunked_token_logps(hidden_BRH, self, targets_BR, temperature, CHUNK, entropy, mask_BR)
-        return linear_token_scores(
-            hidden_BRH, weight, targets_BR, temperature, CHUNK, factor=self.factor, entropy=entropy, mask_BR=mask_BR
-        )
+            parameters = [*self.linear.parameters(recurse=False)]
+            head = self._of_whole if any(map(is_spread, parameters)) else self
+            with whole(*parameters):
+                return chunked_token_logps(hidden_BRH, head, targets_BR, temperature, CHUNK, entropy, mask_BR)
+        with whole(weight):
+            return linear_token_scores(
+                hidden_BRH, weight, targets_BR, temperature, CHUNK, factor=self.factor, entropy=entropy, mask_BR=mask_BR
+            )
 
     def _frozen_matrix(self) -> Tensor | None:
         """The head as a matrix (V, H), where it is no more than that: no cap, bias, adapter, quantisation, training."""

@@ -35,6 +35,8 @@ from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
 from pipeline.stages.pairs import pair_line, unseen_pairs, write_held_out, write_train_rows
 from pipeline.stages.policy import Policy, load_policy, load_reference, save_policy
+from pipeline.stages.round_trip import require_same_policy
+from pipeline.stages.spreading import Before, beside_the_engine
 from pipeline.stages.stream_trainer import StreamTrainer
 
 
@@ -76,10 +78,13 @@ def run(context: StageContext) -> StageResult:
     size = 2 * settings.per_device_batch_size
     scorer = Scorer(policy.model, policy.description.pad_id, size, precision, context.ranks)
     judge = _Judge(policy, reference, scorer, settings.beta, context)
-    before = once(context, "before", lambda: judge.reference_and_margins(held_out.rows))
-    fit(trainer, context)
+    measured = Before(context, lambda: once(context, "before", lambda: judge.reference_and_margins(held_out.rows)))
+    fit(trainer, context, measured)
+    before = measured.found
     after = judge.margins(held_out.rows, before["reference"])
     save_policy(policy, context)
+    rows = [[*row.prompt_ids, *row.chosen_ids] for row in train.rows]
+    require_same_policy(policy.model, context.folder / policy.form, rows, context)
     if context.ranks.is_first:
         write_held_out(context, _lines(held_out.records, before["margins"], after))
         write_train_rows(context, train)
@@ -109,6 +114,7 @@ def _trainer(
     arguments = training_arguments(
         DPOConfig, settings, context, beta=settings.beta, max_length=None, **loss_arguments(settings)
     )
+    reference = beside_the_engine(reference, arguments, context)
     if engine == STREAMS:
         if reference is None:
             add_reference(policy.model)

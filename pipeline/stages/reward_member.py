@@ -31,7 +31,9 @@ from pipeline.stages.offline import fit, training_arguments
 from pipeline.stages.reward_objective import Comparison, MarginPair
 from pipeline.stages.reward_questions import Questions
 from pipeline.stages.reward_trainer import CommittedRewardTrainer, trainer_rows
-from pipeline.stages.reward_weights import save_member, starting_model
+from pipeline.stages.reward_weights import member_aside, save_member, starting_model
+from pipeline.stages.round_trip import require_same_scores
+from pipeline.stages.spreading import Before
 from pipeline.stages.stream_trainer import StreamTrainer
 from pipeline.tracking import Tracker
 
@@ -137,13 +139,14 @@ def _train(context: StageContext, training: Training, index: int) -> MemberScore
     )
     task = partial(context.console.progress, "held-out answers")
     pairs = [*asked.chosen, *asked.rejected]
-    before = once(context, f"member_{index + 1}_before", lambda: {"scores": scorer.score(pairs, task)})["scores"]
+    name = f"member_{index + 1}_before"
+    before = Before(context, lambda: once(context, name, lambda: {"scores": scorer.score(pairs, task)}))
     engine = choose_engine(context, settings, [model])
     trainer = _trainer(engine, model, training, context)
-    fit(trainer, context)
-    scores = _ask(scorer, asked, trainer.state.global_step, before, context)
-    if context.ranks.is_first:
-        save_member(model, training.tokenizer, context, training.form, index)
+    fit(trainer, context, before)
+    scores = _ask(scorer, asked, trainer.state.global_step, before.found["scores"], context)
+    save_member(model, training.tokenizer, context, training.form, index)
+    require_same_scores(model, scorer.head, member_aside(context, training.form, index), pairs, context)
     return scores
 
 

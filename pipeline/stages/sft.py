@@ -24,8 +24,10 @@ from pipeline.runtime import resolve_precision
 from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
 from pipeline.stages.policy import Policy, load_policy, save_policy
+from pipeline.stages.round_trip import require_same_policy
 from pipeline.stages.sft_batches import PassCallback, batch_arguments, grouped_sampler, require_rows_apart, trainer_rows
 from pipeline.stages.sft_objective import Imitation
+from pipeline.stages.spreading import Before
 from pipeline.stages.stream_trainer import StreamTrainer
 
 
@@ -61,22 +63,23 @@ def run(context: StageContext) -> StageResult:
     scorer = Scorer(
         policy.model, policy.description.pad_id, 2 * settings.per_device_batch_size, precision, context.ranks
     )
-    before = once(context, "before", lambda: _held_out_loss(scorer, held_out.rows, context))
+    before = Before(context, lambda: once(context, "before", lambda: _held_out_loss(scorer, held_out.rows, context)))
     engine = choose_engine(context, settings, [policy.model], _lacks(settings))
     trainer = _trainer(engine, policy, settings, context, train.rows, precision)
     assert context.recipe.data.sft is not None
     report["padding"] = sft_padding(settings, train.rows, context.recipe.data.sft, context.recipe.seed)
-    fit(trainer, context)
+    fit(trainer, context, before)
     after = _held_out_loss(scorer, held_out.rows, context)
     save_policy(policy, context)
+    require_same_policy(policy.model, context.folder / policy.form, [row.input_ids for row in train.rows], context)
     if context.ranks.is_first:
         write_dropped(context.folder, train.dropped)
         seen = seen_prompts(context.parents) | set(prompt_hashes(train.records))
         (context.folder / TRAIN_PROMPTS).write_text("\n".join(sorted(seen)) + "\n")
-        context.tracker.log(0, "eval", {"loss": before["loss"]} if before["loss"] is not None else {})
+        context.tracker.log(0, "eval", {"loss": before.found["loss"]} if held_out.rows else {})
         context.tracker.log(trainer.state.global_step, "eval", {"loss": after["loss"]} if held_out.rows else {})
     metrics = {
-        "eval_loss_before": before["loss"],
+        "eval_loss_before": before.found["loss"],
         "eval_loss": after["loss"],
         "eval_tokens": after["tokens"],
         "steps": trainer.state.global_step,

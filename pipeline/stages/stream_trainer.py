@@ -109,6 +109,7 @@ class StreamTrainer(CommittedTrainer):
         micro: MicroBatch[Any] = inputs
         stream = micro.stream.to(self.args.device)
         found = self._objective.compute(lambda each: model(stream=each), micro.rows, stream)
+        self.require_finite_loss(found.loss)
         self._items += sum(map(self._objective.items, micro.rows))
         for name, value in found.metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value

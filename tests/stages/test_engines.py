@@ -230,11 +230,16 @@ def test_streams_are_the_default(policy):
     [
         (DpoSettings(loss_type="aot"), "aot depends on how pairs fall into micro-batches"),
         (DpoSettings(trainer_args={"padding_free": True}), "trainer_args.padding_free is for TRL's trainer"),
-        (DpoSettings(deepspeed="zero2"), "DeepSpeed is on"),
+        (
+            DpoSettings(deepspeed="zero3", gradient_checkpointing=True),
+            "recomputes activations in a way of TRL's",
+        ),
     ],
 )
 def test_elsewhere_it_is_trl_and_says_why(policy, settings, why):
-    assert choose(settings, policy(), lacks(settings)) == ("trl", [f"TRL's trainer computes the steps: {why}"])
+    engine, heard = choose(settings, policy(), lacks(settings))
+    assert engine == "trl" and len(heard) == 1
+    assert heard[0].startswith("TRL's trainer computes the steps: ") and heard[0].endswith(why)
     forced = settings.model_copy(update={"engine": "streams"})
     with pytest.raises(RecipeError, match=r"stages\.dpo\.engine: streams are not possible here: .*leave it at auto"):
         choose(forced, policy(), lacks(forced))
@@ -242,6 +247,18 @@ def test_elsewhere_it_is_trl_and_says_why(policy, settings, why):
 
 def test_fields_of_the_trainer_itself_are_heeded_by_both(policy):
     assert choose(RewardSettings(trainer_args={"adam_beta1": 0.5}), policy())[0] == "streams"
+
+
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
+def test_streams_run_under_deepspeed_too(policy, engine):
+    assert choose(SftSettings(deepspeed=engine), policy()) == ("streams", [])
+
+
+@pytest.mark.parametrize(("engine", "chosen"), [("zero2", "streams"), ("zero3", "trl")])
+def test_an_output_layer_that_is_trained_is_not_gathered_in_pieces(tiny_folder, engine, chosen):
+    model = load_base(tiny_folder, ModelSettings(base="x"), frozen=False, precision="fp32")
+    found, heard = choose(SftSettings(deepspeed=engine), model)
+    assert found == chosen and ("spreads the output layer, which is trained" in "".join(heard)) == (chosen == "trl")
 
 
 def test_another_attention_is_trl(tiny_folder):
