@@ -1,11 +1,13 @@
 """One stage against its peer: same model, rows, adapter, batch, length and precision, in turns, on this machine.
 
-    python -m benchmarks.compare --stage dpo [--data FILE] [--json OUT]
+    python -m benchmarks.compare --stage dpo [--data FILE] [--json OUT] [--adapter-layers top-10]
+    python -m benchmarks.compare --stage ppo --trl PYTHON_WITH_TRL_1_12
 
 Each side runs in a process of its own, one after the other, so many rounds. The first step of a run, which warms
 caches up, is left out. Printed are medians over rounds of each round's ratio, peak memory, tokens that went through the
 layers, the share of this machine's measured matrix-product peak, and both loss curves, to show that the same thing was
-trained. The peer is TRL's own trainer in this environment.
+trained. The peer is TRL's own trainer in this environment; of PPO, the last one that TRL had, in an environment of its
+own, and a row is an episode: sampled, scored and learnt from.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.meter import matmul_peak  # noqa: E402
-from benchmarks.rows import write_rows  # noqa: E402
+from benchmarks.rows import write_prompts, write_rows  # noqa: E402
 from pipeline.models.source import identify, materialise  # noqa: E402
 from pipeline.runtime import resolve_precision  # noqa: E402
 
-SIDES = {"ours": "benchmarks.side_ours", "peer": "benchmarks.side_trl"}
+SIDES = ("ours", "peer")
 
 
 def main() -> None:
@@ -42,17 +44,16 @@ def main() -> None:
     settings = {
         "batch_size": options.batch_size, "accumulation": options.accumulation, "steps": options.steps + 1,
         "max_length": options.max_length, "bf16": bf16, "peer_dtype": options.peer_dtype,
+        "adapter_layers": options.adapter_layers, "peer_layers": options.peer_layers, "answer": options.answer,
+        "ppo_epochs": options.ppo_epochs,
     }  # fmt: skip
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder:
-        rows = Path(folder) / "rows.jsonl"
-        count = settings["steps"] * options.batch_size * options.accumulation
-        write_rows(options.stage, options.data, count, rows)
+        commands = _commands(options, settings, base, Path(folder))
         for round_ in range(options.rounds):
             # In turns, and not always the same one first.
             for name in sorted(SIDES, reverse=round_ % 2 == 1):
-                command = [sys.executable, "-m", SIDES[name], options.stage, str(base), str(rows), json.dumps(settings)]
-                found[name].append(_run(command))
+                found[name].append(_run(commands[name]))
                 print(f"round {round_ + 1}  {name}  {_rate(found[name][-1]):.3f} rows/s", flush=True)
     report = _report(options.stage, settings, found, matmul_peak(bf16))
     print(_text(report))
@@ -60,20 +61,44 @@ def main() -> None:
         Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
 
 
+def _commands(options: argparse.Namespace, settings: dict[str, Any], base: Path, folder: Path) -> dict[str, list[str]]:
+    """How each side is started, on the rows that are written here."""
+    rows, count = folder / "rows.jsonl", settings["steps"] * options.batch_size * options.accumulation
+    if options.stage == "ppo":
+        write_prompts(options.data, base, count, options.prompt, rows)
+        programs = {"ours": [sys.executable, "-m", "benchmarks.side_ours_ppo"]}
+        programs["peer"] = [options.trl, "-m", "benchmarks.side_trl_ppo"]
+    else:
+        write_rows(options.stage, options.data, count, rows)
+        programs = {"ours": [sys.executable, "-m", "benchmarks.side_ours", options.stage]}
+        programs["peer"] = [sys.executable, "-m", "benchmarks.side_trl", options.stage]
+    return {name: [*program, str(base), str(rows), json.dumps(settings)] for name, program in programs.items()}
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", required=True, choices=("sft", "reward", "dpo"))
+    parser.add_argument("--stage", required=True, choices=("sft", "reward", "dpo", "ppo"))
     parser.add_argument("--data", help="file of demonstrations or pairs (default: the bundled sample)")
     parser.add_argument("--base", default="builtin:smollm2-135m-instruct")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8, help="timed optimiser steps in each run")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=8, help="timed optimiser steps, or rollouts of PPO, in each run")
+    parser.add_argument("--batch-size", type=int, default=4, help="rows, or pairs, per forward pass")
+    parser.add_argument("--accumulation", type=int, help="forward passes per step (default: 1; PPO 2)")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument("--peer-dtype", default="float32", choices=("float32", "bfloat16"), help="of TRL's base")
+    parser.add_argument("--adapter-layers", default="all", metavar="LAYERS", help="all, or top-N, on our side")
+    parser.add_argument("--peer-layers", default="all", metavar="LAYERS", help="the same on the peer's side")
+    parser.add_argument("--trl", metavar="PYTHON", help="of an environment with trl 1.12, for PPO")
+    parser.add_argument("--prompt", type=int, default=128, help="most tokens of a prompt of PPO")
+    parser.add_argument("--answer", type=int, default=48, help="most tokens of an answer of PPO")
+    parser.add_argument("--ppo-epochs", type=int, default=4, help="passes over each rollout")
     parser.add_argument("--json", metavar="FILE", help="write all figures here")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.stage == "ppo" and options.trl is None:
+        parser.error("--stage ppo needs --trl: the Python of an environment with trl 1.12")
+    options.accumulation = options.accumulation or (2 if options.stage == "ppo" else 1)
+    return options
 
 
 def _run(command: list[str]) -> dict[str, Any]:

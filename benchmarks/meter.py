@@ -34,7 +34,7 @@ class StepClock(TrainerCallback):
     """Times the steps of transformers' Trainer and notes their losses."""
 
     def __init__(self, measured: Measured):
-        self._measured = measured
+        self.measured = measured
         self._last = 0.0
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -45,13 +45,13 @@ class StepClock(TrainerCallback):
         """End of a step; fetching the next one's rows counts as part of that."""
         synchronise()
         now = time.perf_counter()
-        self._measured.seconds.append(now - self._last)
+        self.measured.seconds.append(now - self._last)
         self._last = now
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Keep the loss."""
         if logs and "loss" in logs:
-            self._measured.losses.append(float(logs["loss"]))
+            self.measured.losses.append(float(logs["loss"]))
 
 
 def count_tokens(model: Any, measured: Measured) -> None:

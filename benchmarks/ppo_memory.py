@@ -63,10 +63,27 @@ def _commands(folder: Path, options: argparse.Namespace) -> dict[str, list[str]]
         "ppo": [*again, "--only", "ppo", "--force", "ppo"],
     }
     if options.trl:
-        script = str(ROOT / "benchmarks" / "trl_ppo.py")
-        sizes = [str(options.rows), str(options.prompt), str(options.answer)]
-        commands["trl 1.12"] = [options.trl, script, str(_base_folder(options.base)), *sizes]
+        commands["trl 1.12"] = _trl(folder, options)
     return commands
+
+
+def _trl(folder: Path, options: argparse.Namespace) -> list[str]:
+    """The peer on the same prompts, in batches of the same size."""
+    from pipeline.models.load import load_tokenizer
+    from pipeline.models.source import identify, materialise
+    from pipeline.runtime import resolve_precision
+
+    base = materialise(identify(options.base, None))
+    tokenizer = load_tokenizer(base, "auto")
+    texts = [_row(index, options)[0]["prompt"] for index in range(4 * options.rows)]
+    prompts = folder / "prompts.json"
+    prompts.write_text(json.dumps([tokenizer(text)["input_ids"] for text in texts]))
+    settings = {
+        "batch_size": options.rows, "accumulation": 2, "steps": 2, "ppo_epochs": 2, "answer": options.answer,
+        "bf16": resolve_precision("auto") == "bf16", "peer_dtype": "float32", "peer_layers": "all",
+    }  # fmt: skip
+    module = [options.trl, "-m", "benchmarks.side_trl_ppo"]
+    return ["env", f"PYTHONPATH={ROOT}", *module, str(base), str(prompts), json.dumps(settings)]
 
 
 def _recipe(folder: Path, options: argparse.Namespace) -> Path:
@@ -94,7 +111,7 @@ def _recipe(folder: Path, options: argparse.Namespace) -> Path:
         "evaluation": {"tasks": []},
     }  # fmt: skip
     path = folder / "memory.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
 
 
@@ -104,12 +121,6 @@ def _row(index: int, options: argparse.Namespace) -> tuple[dict[str, str], dict[
 
     prompt, good, bad = f"{index} {words(0, options.prompt)}", words(3, options.answer), words(5, options.answer)
     return {"prompt": prompt, "completion": good}, {"prompt": prompt, "chosen": good, "rejected": bad}
-
-
-def _base_folder(base: str) -> Path:
-    from pipeline.models.source import identify, materialise
-
-    return materialise(identify(base, None))
 
 
 def _peak(command: list[str], folder: Path) -> float:

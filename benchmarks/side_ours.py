@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,11 +24,12 @@ from pipeline.models.heads import new_head, with_head
 from pipeline.models.load import load_base, load_classifier, load_tokenizer
 from pipeline.models.stream_forward import take_streams
 from pipeline.recipe.schema import AdapterSettings, ModelSettings
-from pipeline.recipe.stage_settings import DpoSettings
+from pipeline.recipe.stage_settings import DpoSettings, OfflineSettings
 from pipeline.stages.dpo_objective import Preference
 from pipeline.stages.dpo_reference import add_reference, reference_call
 from pipeline.stages.reward_objective import Comparison, MarginPair
 from pipeline.stages.sft_objective import Imitation
+from pipeline.stages.shared_trunk import share_trunk
 from pipeline.stages.stream_trainer import StreamTrainer
 
 CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
@@ -41,13 +43,17 @@ def main() -> None:
     formatter = ChatFormatter(load_tokenizer(Path(base), "auto"))
     rows = _encoded(stage, read_rows(Path(rows_file)), formatter, options["max_length"])
     precision = "bf16" if options["bf16"] else "fp32"
-    model = _model(stage, Path(base), precision)
+    settings = ModelSettings(base=base, adapter=AdapterSettings(r=16, alpha=32, layers=options["adapter_layers"]))
+    model = _model(stage, Path(base), settings, precision)
     measured = Measured(rows_per_step=options["batch_size"] * options["accumulation"])
     count_tokens(model, measured)
     measured.tokens_computed = 0
-    trainer = StreamTrainer(
-        model=model, args=_arguments(stage, options), rows=rows, objective=_objective(stage, model, precision)
-    )
+    objective = _objective(stage, model, precision)
+    context: Any = SimpleNamespace(recipe=SimpleNamespace(model=settings), console=SimpleNamespace(say=_to_stderr))
+    per_step = options["batch_size"] * options["accumulation"]
+    stage_settings = OfflineSettings(learning_rate=1e-4, max_steps=options["steps"], global_batch_size=per_step)
+    trunk = share_trunk(context, stage_settings, model, rows, objective)
+    trainer = StreamTrainer(model=model, args=_arguments(stage, options), rows=rows, objective=objective, trunk=trunk)
     trainer.add_callback(StepClock(measured))
     trainer.train()
     measured.print()
@@ -70,9 +76,9 @@ def _encoded(stage: str, rows: list[dict[str, Any]], formatter: ChatFormatter, l
     return [MarginPair(pair, 0.0) for pair in encoded] if stage == "reward" else encoded
 
 
-def _model(stage: str, base: Path, precision: str) -> Any:
-    settings = ModelSettings(base=str(base))
-    adapter = AdapterSettings(r=16, alpha=32)
+def _model(stage: str, base: Path, settings: ModelSettings, precision: str) -> Any:
+    adapter = settings.adapter
+    assert adapter != "none"
     if stage == "reward":
         model: Any = load_classifier(base, settings, frozen=True, precision=precision)
         with_head(model, new_head(model.config.hidden_size, 0))
@@ -94,6 +100,10 @@ def _objective(stage: str, model: Any, precision: str) -> Any:
         return Comparison(use_margins=False, center_coefficient=0.0)
     add_reference(model)
     return Preference(DpoSettings(beta=0.1), reference_call(model, None, precision))
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _arguments(stage: str, options: dict[str, Any]) -> Any:

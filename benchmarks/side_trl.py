@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.meter import Measured, StepClock, count_tokens
@@ -23,6 +23,9 @@ from benchmarks.rows import read_rows
 TRAINERS: dict[str, tuple[Any, Any]] = {
     "sft": (SFTTrainer, SFTConfig), "reward": (RewardTrainer, RewardConfig), "dpo": (DPOTrainer, DPOConfig)
 }  # fmt: skip
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""Of Llama and its like."""
 
 
 def main() -> None:
@@ -45,12 +48,21 @@ def main() -> None:
         args=arguments,
         train_dataset=Dataset.from_list(read_rows(Path(rows_file))),
         processing_class=AutoTokenizer.from_pretrained(base),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type=task),
+        peft_config=LoraConfig(r=16, lora_alpha=32, task_type=task, **_places(base, options["peer_layers"])),
     )
     count_tokens(trainer.model, measured)
     trainer.add_callback(StepClock(measured))
     trainer.train()
     measured.print()
+
+
+def _places(base: str, layers: str) -> dict[str, Any]:
+    """Where the adapter goes; PEFT takes no `all-linear` beside layers."""
+    if layers == "all":
+        return {"target_modules": "all-linear"}
+    count = AutoConfig.from_pretrained(base).num_hidden_layers
+    top = int(layers.removeprefix("top-"))
+    return {"target_modules": LINEAR, "layers_to_transform": list(range(count - top, count))}
 
 
 def _model(stage: str, base: str, dtype: str) -> Any:

@@ -53,7 +53,7 @@ def bootstrap_mean_ci(
     if sample.min() == sample.max():
         point = float(sample[0])
         return Interval(estimate=point, low=point, high=point, n=n)
-    tail = _expanded_tail((1 - level) / 2, n)
+    tail = expanded_tail((1 - level) / 2, n)
     low, high = np.quantile(_resampled_means(sample, resamples, seed), [tail, 1 - tail])
     return Interval(estimate=float(sample.mean()), low=float(low), high=float(high), n=n)
 
@@ -112,7 +112,7 @@ def _resampled_means(sample: NDArray[np.float64], resamples: int, seed: int) -> 
     return means
 
 
-def _expanded_tail(tail: float, n: int) -> float:
+def expanded_tail(tail: float, n: int) -> float:
     """The tail probability at which to read the bootstrap percentiles, for n >= 2 values; tends to `tail` as n grows.
 
     Two corrections in one: the spread of a resampled mean is too small by sqrt((n - 1) / n), and the normal quantile

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from data_prep.chat import EncodedDemonstration, EncodedPair
@@ -18,6 +17,7 @@ from pipeline.algorithms.logps import seq_logps, token_logps
 from pipeline.batches import ScoringBatch, scoring_batch
 from pipeline.errors import TrivetError
 from pipeline.models.forward import VocabularyHead, attends_in_streams, hidden_states, trunk_of, vocabulary_head
+from pipeline.models.shards import is_spread_model, scoring_mode
 from pipeline.runtime import Ranks, autocast
 
 Row = tuple[Sequence[int], Sequence[bool]]
@@ -53,7 +53,7 @@ class Scorer:
         """Log-probability of each row's response tokens given everything before them, in the rows' order."""
         was_training = self.model.training
         self.model.eval()
-        with torch.inference_mode(), autocast(self.precision):
+        with scoring_mode(self.model), autocast(self.precision):
             head = _head_of(self.model)
             found = over_ranks(
                 [ids for ids, _ in rows],
@@ -62,6 +62,7 @@ class Scorer:
                 lambda batch: self._score_batch([rows[index] for index in batch], head),
                 progress,
                 by_beginnings=attends_in_streams(self.model),
+                together=is_spread_model(self.model),
             )
         self.model.train(was_training)
         return found

@@ -15,6 +15,7 @@ from data_prep.checks import passes
 from data_prep.records import Prompt
 from evaluation.intervals import bootstrap_mean_ci, preference_accuracy
 from evaluation.likelihood import Scorer, demonstration_rows, mean_loss
+from evaluation.text_measures import refusal_rate
 from pipeline.context import HELD_OUT_PAIRS
 from pipeline.rollouts.answers import Answer, Progress, Sampling
 from pipeline.rollouts.generate import Generator
@@ -22,7 +23,8 @@ from pipeline.rollouts.generate import Generator
 COLUMNS = (
     "rule_accuracy", "rule_n", "rule_ci95", "score", "score_n", "score_ci95", "score_heldout", "kl_to_reference",
     "kl_ci95", "response_tokens", "eos_rate", "perplexity", "perplexity_n", "preference_accuracy", "preference_ci95",
-    "preference_n", "preference_margin", "win_rate",
+    "preference_n", "preference_margin", "win_rate", "win_rate_ci95", "win_rate_n", "distinct_1", "distinct_2",
+    "repetition", "entropy", "refusal_rate", "bleu", "chrf", "rouge_l", "overlap_n",
 )  # fmt: skip
 
 
@@ -76,6 +78,7 @@ def rule_row(answers: Sequence[Answered]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "response_tokens": sum(answer.tokens for answer in answers) / len(answers),
         "eos_rate": sum(answer.stopped for answer in answers) / len(answers),
+        "refusal_rate": refusal_rate([answer.text for answer in answers]),
     }
     if correct:
         found = bootstrap_mean_ci(correct)

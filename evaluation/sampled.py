@@ -6,14 +6,15 @@ that policies are compared on the same prompts with as little chance between the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from data_prep.chat import ChatFormatter
+from data_prep.records import Prompt
 from evaluation.intervals import bootstrap_mean_ci
-from evaluation.likelihood import Row, Scorer
-from evaluation.policies import Policies
+from evaluation.likelihood import Row
 from pipeline.algorithms.kl import k1
 from pipeline.rollouts.answers import Progress, Sampling
 from pipeline.rollouts.generate import Generator
@@ -23,9 +24,11 @@ SAMPLING_SEED = 0
 Ids = Sequence[int]
 
 
-def draw(generator: Generator, prompts: Sequence[Ids], max_new_tokens: int, progress: Progress) -> list[list[int]]:
-    """Token ids of one sampled answer per prompt, in the prompts' order."""
-    sampling = Sampling(max_new_tokens, temperature=1.0, seed=SAMPLING_SEED)
+def draw(
+    generator: Generator, prompts: Sequence[Ids], max_new_tokens: int, progress: Progress, seed: int = SAMPLING_SEED
+) -> list[list[int]]:
+    """Token ids of one sampled answer per prompt, in the prompts' order; another seed draws others."""
+    sampling = Sampling(max_new_tokens, temperature=1.0, seed=seed)
     return [answer.ids for answer in generator.answers(prompts, sampling, progress)]
 
 
@@ -37,22 +40,51 @@ def answer_rows(prompts: Sequence[Ids], answers: Sequence[Ids]) -> list[Row]:
     ]
 
 
-def kl_row(
-    policies: Policies, name: str, reference: str, rows: Sequence[Row], scorer: Callable[[Any], Scorer]
-) -> dict[str, Any]:
-    """KL(policy || reference) in nats per response: the mean of log pi(y|x) - log ref(y|x) over the policy's answers.
+def divergences(logps: Sequence[float], ref_logps: Sequence[float]) -> list[float]:
+    """log pi(y|x) - log ref(y|x) of each of a policy's own answers, in nats: their mean estimates KL(pi || ref).
 
-    Both score them in the same batches, so that a policy equal to its reference has exactly 0.
+    Both must have scored them in the same batches, so that a policy equal to its reference has exactly 0.
     """
-    with policies.use(name) as model:
-        logps = [row.logp for row in scorer(model).score(rows)]
-    with policies.use(reference) as model:
-        ref_logps = [row.logp for row in scorer(model).score(rows)]
-    found = bootstrap_mean_ci(k1(torch.tensor(logps), torch.tensor(ref_logps)).tolist())
-    return {"kl_to_reference": found.estimate, "kl_ci95": found.bounds}
+    found: list[float] = k1(torch.tensor(logps), torch.tensor(ref_logps)).tolist()
+    return found
+
+
+def kl_row(found: Sequence[float]) -> dict[str, Any]:
+    """KL(policy || reference) in nats per response, with its interval, from `divergences`."""
+    mean = bootstrap_mean_ci(found)
+    return {"kl_to_reference": mean.estimate, "kl_ci95": mean.bounds}
 
 
 def score_row(found: Sequence[float]) -> dict[str, Any]:
     """Mean score of a policy's answers with its interval."""
     mean = bootstrap_mean_ci(found)
     return {"score": mean.estimate, "score_ci95": mean.bounds, "score_n": mean.n} if found else {}
+
+
+def sample_lines(
+    prompts: Sequence[Prompt],
+    answers: Mapping[str, Sequence[Ids]],
+    measured: Mapping[str, Mapping[str, Sequence[float]]],
+    formatter: ChatFormatter,
+) -> list[dict[str, Any]]:
+    """The lines of `sampled.jsonl`: what each figure of a policy's sampled answers was, prompt by prompt.
+
+    Args:
+        prompts: that were answered.
+        answers: token ids by policy, one answer per prompt.
+        measured: figure (`kl`, `score`) to policy to one number per prompt; null in the line where it was not measured.
+        formatter: turns ids into text.
+    """
+    return [
+        {
+            "prompt_id": index,
+            "policy": name,
+            "prompt": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
+            "response": formatter.response_text(found[index]),
+            "tokens": len(found[index]),
+            "eos": bool(found[index]) and found[index][-1] in formatter.stop_ids,
+            **{figure: values[name][index] if name in values else None for figure, values in measured.items()},
+        }
+        for index, prompt in enumerate(prompts)
+        for name, found in answers.items()
+    ]

@@ -21,6 +21,7 @@ from pipeline.models.forward import attends_in_streams
 from pipeline.models.heads import ScalarHead, sequence_scores
 from pipeline.models.load import device, load_classifier
 from pipeline.models.reward_model import RewardSpec, head_of, member_folders, normalise
+from pipeline.models.shards import is_spread_model, scoring_mode
 from pipeline.recipe.schema import ModelSettings
 from pipeline.runtime import Ranks, autocast
 
@@ -52,7 +53,7 @@ class SequenceScorer:
         """One number per row, in the rows' order."""
         was_training = self.model.training
         self.model.eval()
-        with torch.inference_mode(), autocast(self.precision):
+        with scoring_mode(self.model), autocast(self.precision):
             found = over_ranks(
                 rows,
                 self.batch_size,
@@ -60,6 +61,7 @@ class SequenceScorer:
                 lambda batch: self._scores([rows[i] for i in batch]),
                 progress,
                 by_beginnings=attends_in_streams(self.model),
+                together=is_spread_model(self.model),
             )
         self.model.train(was_training)
         return found

@@ -20,6 +20,7 @@ def over_ranks(
     progress: Progress | None = None,
     *,
     by_beginnings: bool = False,
+    together: bool = False,
 ) -> list[T]:
     """One result per row, in the rows' order, on every rank; the same rows always meet in the same batches.
 
@@ -30,15 +31,21 @@ def over_ranks(
         compute: from the indices of a batch's rows to their results.
         progress: told how many of this rank's rows are done, and of how many.
         by_beginnings: put rows that begin alike into a batch, not those of one length.
+        together: let every rank compute equally many batches, as a model spread over them needs; a rank that has
+            fewer computes its last one, or the first row, again.
     """
     mine = list(range(ranks.rank, len(rows), ranks.world_size))
     found: dict[int, T] = {}
     if progress is not None:
         progress(0, len(mine))
     own = [rows[index] for index in mine]
-    for batch in by_beginning(own, batch_size) if by_beginnings else by_length([len(row) for row in own], batch_size):
-        picked = [mine[index] for index in batch]
+    parts = by_beginning(own, batch_size) if by_beginnings else by_length([len(row) for row in own], batch_size)
+    batches = [[mine[index] for index in part] for part in parts]
+    if together and rows:
+        most = max(gather_lists([len(batches)]))
+        batches += [batches[-1] if batches else [0]] * (most - len(batches))
+    for picked in batches:
         found.update(zip(picked, compute(picked), strict=True))
         if progress is not None:
-            progress(len(found), len(mine))
+            progress(min(len(found), len(mine)), len(mine))
     return gather_lists([found[index] for index in mine])

@@ -7,7 +7,8 @@ rank and every resumed run goes through the rows alike.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,33 @@ _BATCHES = 2000
 """The share of padding in randomly drawn batches is measured over about so many of them."""
 
 
-class GroupedSampler(Sampler[int]):
+class EpochSampler(Sampler[int]):
+    """Indices of rows in an order of its own for every pass.
+
+    Args:
+        rows: how many there are.
+        order: from a seed to every index once.
+        seed: of the run.
+    """
+
+    def __init__(self, rows: int, order: Callable[[int], list[int]], seed: int):
+        self._rows = rows
+        self._order = order
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the pass whose order comes next."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._order(self._seed + self._epoch))
+
+
+class GroupedSampler(EpochSampler):
     """Indices of rows, shuffled, but with rows of like length next to one another.
 
     Args:
@@ -31,20 +58,58 @@ class GroupedSampler(Sampler[int]):
     """
 
     def __init__(self, lengths: Sequence[int], group: int, seed: int):
-        self._lengths = list(lengths)
-        self._group = group
-        self._seed = seed
-        self._epoch = 0
+        known = list(lengths)
+        super().__init__(len(known), lambda seed: grouped_order(known, group, seed), seed)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the pass whose order comes next."""
-        self._epoch = epoch
 
-    def __len__(self) -> int:
-        return len(self._lengths)
+class TogetherSampler(EpochSampler):
+    """Indices of rows, shuffled, but with the rows of one group in one optimiser step.
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(grouped_order(self._lengths, self._group, self._seed + self._epoch))
+    Args:
+        groups: of the rows; None for one that is alone.
+        step_rows: rows per optimiser step, over all processes.
+        seed: of the run.
+    """
+
+    def __init__(self, groups: Sequence[str | None], step_rows: int, seed: int):
+        known = list(groups)
+        super().__init__(len(known), lambda seed: together_order(known, step_rows, seed), seed)
+
+
+def together_order(groups: Sequence[str | None], step_rows: int, seed: int) -> list[int]:
+    """Every index once: groups in random order, each whole inside a run of `step_rows` indices.
+
+    Where the next group does not fit into what is left of a step, the first one behind it that does comes before it. A
+    group is cut only where it is larger than a step, or where no other fits.
+    """
+    waiting = _shuffled_units(groups, step_rows, seed)
+    order: list[int] = []
+    while waiting:
+        room = step_rows - len(order) % step_rows
+        # The first of each size will do: equal ones stand in random order.
+        places = {size: units[0][0] for size, units in waiting.items()}
+        fitting = [size for size in places if size <= room]
+        size = min(fitting or places, key=places.__getitem__)
+        place, unit = waiting[size].popleft()
+        if not waiting[size]:
+            del waiting[size]
+        order += unit[:room]
+        if rest := unit[room:]:
+            waiting.setdefault(len(rest), deque()).appendleft((place, rest))
+    return order
+
+
+def _shuffled_units(groups: Sequence[str | None], largest: int, seed: int) -> dict[int, deque[tuple[int, list[int]]]]:
+    """Groups and rows that are alone by their size, each with its place in a random order, none larger than a step."""
+    members: dict[object, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(index if group is None else group, []).append(index)
+    units = [rows[at : at + largest] for rows in members.values() for at in range(0, len(rows), largest)]
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[int, deque[tuple[int, list[int]]]] = {}
+    for place, chosen in enumerate(torch.randperm(len(units), generator=generator).tolist()):
+        found.setdefault(len(units[chosen]), deque()).append((place, units[chosen]))
+    return found
 
 
 def grouped_order(lengths: Sequence[int], group: int, seed: int) -> list[int]:

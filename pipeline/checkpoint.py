@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.durable import fsync_path, full_disk_named, read_json, sha256_file, write_json_atomically
 
@@ -19,10 +21,14 @@ MARKER = "COMPLETE.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def commit(checkpoint: Path) -> None:
+def commit(checkpoint: Path, made_by: Mapping[str, Any] | None = None) -> None:
     """Declare a fully written checkpoint complete: hash, flush, then write the marker.
 
     Call on one process, after a barrier that says every process has written its part.
+
+    Args:
+        checkpoint: the folder.
+        made_by: what its parts depend on besides the step, such as the number of processes.
     """
     with full_disk_named(checkpoint):
         files = {}
@@ -31,17 +37,27 @@ def commit(checkpoint: Path) -> None:
             files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for folder in {path.parent for path in _files(checkpoint)} | {checkpoint.parent}:
             fsync_path(folder)
-    write_json_atomically(checkpoint / MARKER, {"step": step_of(checkpoint), "files": files})
+    marker = {"step": step_of(checkpoint), "made_by": dict(made_by or {}), "files": files}
+    write_json_atomically(checkpoint / MARKER, marker)
+
+
+def made_by(checkpoint: Path) -> dict[str, Any]:
+    """What `commit` was told of a complete checkpoint's makers; empty where it was told nothing."""
+    return dict(read_json(checkpoint / MARKER)["made_by"])
 
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether the marker is there and every file it names is unchanged."""
     try:
         marker = read_json(checkpoint / MARKER)
-        return marker["step"] == step_of(checkpoint) and all(
-            (checkpoint / name).stat().st_size == expected["bytes"]
-            and sha256_file(checkpoint / name) == expected["sha256"]
-            for name, expected in marker["files"].items()
+        return (
+            marker["step"] == step_of(checkpoint)
+            and isinstance(marker["made_by"], dict)
+            and all(
+                (checkpoint / name).stat().st_size == expected["bytes"]
+                and sha256_file(checkpoint / name) == expected["sha256"]
+                for name, expected in marker["files"].items()
+            )
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Missing, torn or damaged, be it a file or the marker itself.

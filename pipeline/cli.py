@@ -1,4 +1,4 @@
-"""The command line: `trivet run`, `trivet plan`, `trivet data`, `trivet schema`. Light until there is work to do."""
+"""The command line: `trivet run`, `plan`, `submit`, `status`, `data`, `compare` ... Light until there is work to do."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline import data_commands, data_inspection, data_pipeline
+from pipeline import comparing, data_commands, data_inspection, data_pipeline, pushing, status
 from pipeline.console import Console, terminal_console
 from pipeline.errors import BusyError, PreemptedError, RecipeError, TrivetError
+from pipeline.slurm import options as slurm_options
 
 if TYPE_CHECKING:
     from pipeline.runtime import Ranks
@@ -66,11 +67,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe_arguments(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.set_defaults(action=_plan)
+    submit = commands.add_parser("submit", help="run a recipe as Slurm jobs, one per stage, each after the other")
+    _add_recipe_arguments(submit)
+    slurm_options.register(submit)
+    status.register(commands.add_parser("status", help="show how far a run is, and its Slurm jobs"))
     data = commands.add_parser("data", help="convert data, and look at what would be trained on")
     kinds = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     data_inspection.register(kinds)
     data_commands.register(kinds)
     data_pipeline.register(kinds)
+    comparing.register(commands)
+    pushing.register(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(action=_schema)
     return parser
@@ -102,17 +109,21 @@ def _run(options: argparse.Namespace) -> int:
     if options.plan:
         return _plan(options)
     ranks = Ranks.from_environment()
+    _listen(ranks)
     if ranks.is_first:
         _forget_exit_file()
-        _stop_when_asked()
     _supervisor(options, ranks, terminal_console() if ranks.is_first else Console(None)).run()
     if ranks.is_first:
         _record(options, 0, "")
     return 0
 
 
-def _stop_when_asked() -> None:
-    """Between stages a request to stop ends the run at once: what is written here is written whole or not at all."""
+def _listen(ranks: Ranks) -> None:
+    """Between stages a request to stop ends the run at once: what is written here is written whole or not at all.
+
+    The first rank ends it; the others remember, and wait for its word.
+    """
+    from pipeline.processes import note_request
 
     def stop(number: int, frame: Any) -> None:
         for other in (signal.SIGTERM, signal.SIGUSR1):
@@ -120,7 +131,7 @@ def _stop_when_asked() -> None:
         raise PreemptedError("asked to stop; run the same command again to go on")
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, stop)
+        signal.signal(number, stop if ranks.is_first else note_request)
 
 
 def _forget_exit_file() -> None:
@@ -156,11 +167,12 @@ def _schema(options: argparse.Namespace) -> int:
 
 def _supervisor(options: argparse.Namespace, ranks: Ranks, console: Console) -> Supervisor:
     from pipeline import reward_function
-    from pipeline.recipe import check_batches, check_reward_function, load_recipe
+    from pipeline.recipe import check_batches, check_engines, check_reward_function, load_recipe
     from pipeline.supervisor import RunOptions, Supervisor
 
     loaded = load_recipe(Path(options.recipe), options.overrides, output_dir=options.output_dir)
     check_batches(loaded.recipe, ranks.world_size, loaded.places)
+    check_engines(loaded.recipe, os.environ, loaded.places)
     check_reward_function(loaded.recipe, options.reward, loaded.places)
     options.run_dir = loaded.output_dir
     chosen = RunOptions(

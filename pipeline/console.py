@@ -42,10 +42,10 @@ class Console:
         if is_last:
             self._started.pop(task)
             self._clear()
-            self._write(f"{text}  in {_duration(now - started)}\n")
+            self._write(f"{text}  in {duration(now - started)}\n")
             return
         if done > first:
-            text += f"  {_duration((now - started) / (done - first) * (total - done))} left"
+            text += f"  {duration((now - started) / (done - first) * (total - done))} left"
         if self._live:
             self._write(f"\r\x1b[2K{text[: _columns(self._stream) - 1]}")
             self._line_open = True
@@ -85,7 +85,8 @@ def _columns(stream: TextIO | None) -> int:
         return 80
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A length of time as a person says it."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = seconds / 60

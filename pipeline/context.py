@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,12 @@ from pipeline.console import Console
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import TrivetError
 from pipeline.models.source import BaseIdentity
+from pipeline.recipe.engines import NO_ENGINE, Engine, stage_engine
 from pipeline.recipe.lineage import split_part
 from pipeline.recipe.schema import Recipe
 from pipeline.reward_function import RewardFunction
 from pipeline.runtime import Ranks, StopRequest, barrier
+from pipeline.stopping import stop_if_asked
 from pipeline.tracking import Tracker
 
 TRAIN_PROMPTS = "train_prompts.txt"
@@ -65,6 +68,21 @@ class StageContext:
         """Intermediate results that survive an interruption but are not part of the artefact."""
         return self.folder / "work"
 
+    def expect_steps(self, steps: int) -> None:
+        """Note how many steps there will be, for whoever looks on; every rank may call this."""
+        if self.ranks.is_first:
+            self.work.mkdir(parents=True, exist_ok=True)
+            write_json_atomically(self.work / "steps.json", {"steps": steps})
+
+    def progress(self, task: str) -> Callable[[int, int], None]:
+        """Tells the console how far a task is, and ends it there if asked to stop: for what changes no state."""
+
+        def tell(done: int, total: int) -> None:
+            self.console.progress(task, done, total)
+            stop_if_asked(f"stage {self.stage} was at its {task}")
+
+        return tell
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
@@ -79,6 +97,12 @@ class StageResult:
 
 
 Stage = Callable[[StageContext], StageResult]
+
+
+def engine_of(context: StageContext) -> Engine:
+    """What spreads the stage's training over the ranks; evaluation has no engine."""
+    settings = context.recipe.stages.get(context.stage)
+    return NO_ENGINE if settings is None else stage_engine(settings.deepspeed, os.environ)
 
 
 def once(context: StageContext, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

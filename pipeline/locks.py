@@ -81,6 +81,16 @@ def work_on(folder: Path, patience: float) -> Iterator[None]:
         lock.release()
 
 
+def holder_is_gone(folder: Path) -> bool:
+    """Whether nobody holds a run directory: released, or its holder ran on this machine and is gone without a word.
+
+    Looks at what holders leave, not at the lock: taking it, be it for a moment, could turn a run away.
+    """
+    holder = _holder(folder)
+    elsewhere = holder["host"] not in ("?", socket.gethostname())
+    return not elsewhere and not Path(f"/proc/{holder['pid']}").is_dir()
+
+
 def clear(folder: Path, keep: Set[str]) -> None:
     """Delete everything in a folder but the given names."""
     for path in folder.iterdir():

@@ -9,12 +9,18 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from datetime import timedelta
 from typing import Any
 
+from pipeline.errors import PreemptedError
 from pipeline.runtime import Ranks
+from pipeline.stopping import FLAG
 
 _PATIENCE = timedelta(days=30)
+_POLL_SECONDS = 0.1
+_ANSWER_SECONDS = 10.0
+"""How long a rank that was asked to stop between stages waits for the first to act on it."""
 
 
 class Peers:
@@ -23,6 +29,7 @@ class Peers:
     def __init__(self, ranks: Ranks):
         self._ranks = ranks
         self._turn = 0
+        self._asked = False
         self._store: Any = None
         if ranks.world_size > 1:
             self._store = _connect(ranks)
@@ -36,6 +43,8 @@ class Peers:
         name = f"decision/{self._turn}"
         if self._ranks.is_first:
             self._store.set(name, json.dumps(decision))
+        else:
+            self._await(name)
         found = dict(json.loads(self._store.get(name)))
         self._store.set(f"heard/{self._turn}/{self._ranks.rank}", "1")
         self._store.wait([f"heard/{self._turn}/{rank}" for rank in range(self._ranks.world_size)], _PATIENCE)
@@ -47,10 +56,28 @@ class Peers:
             self._turn += 1
             self._store.set(f"decision/{self._turn}", json.dumps(order))
 
+    def ask_to_stop(self) -> None:
+        """Let every rank know that this one was asked to stop: all end, or none."""
+        if not self._asked and self._store is not None:
+            self._store.set("asked", "1")
+        self._asked = True
+
+    def asked_to_stop(self) -> bool:
+        """Whether any rank was asked to stop."""
+        if not self._asked and self._store is not None:
+            self._asked = bool(self._store.check(["asked"]))
+        return self._asked
+
     def report(self, outcome: dict[str, Any]) -> None:
         """Say how this rank's worker ended."""
         if self._store is not None:
             self._store.set(f"ended/{self._turn}/{self._ranks.rank}", json.dumps(outcome))
+            if outcome["code"]:
+                self._store.set(f"failed/{self._turn}", "1")
+
+    def any_failed(self) -> bool:
+        """Whether some rank's worker has ended with a fault by now."""
+        return self._store is not None and bool(self._store.check([f"failed/{self._turn}"]))
 
     def outcomes(self) -> dict[int, dict[str, Any]]:
         """How the workers ended that have ended by now, by rank."""
@@ -58,6 +85,17 @@ class Peers:
             return {}
         names = {rank: f"ended/{self._turn}/{rank}" for rank in range(self._ranks.world_size)}
         return {rank: json.loads(self._store.get(name)) for rank, name in names.items() if self._store.check([name])}
+
+    def _await(self, name: str) -> None:
+        """Wait for the first rank's word, awake to signals, which a blocking call would not be."""
+        deadline: float | None = None
+        while not self._store.check([name]):
+            time.sleep(_POLL_SECONDS)
+            if FLAG.asked and deadline is None:
+                self.ask_to_stop()
+                deadline = time.monotonic() + _ANSWER_SECONDS
+            if deadline is not None and time.monotonic() > deadline:
+                raise PreemptedError("asked to stop; run the same command again to go on")
 
 
 def free_port() -> int:

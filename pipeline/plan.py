@@ -26,7 +26,7 @@ from pipeline.recipe.schema import DataSetSettings, Recipe
 from pipeline.recipe.stage_settings import FUNCTION, RULES, DpoSettings, PpoSettings, RewardSource
 from pipeline.reward_function import RewardFunction
 
-ALGORITHM_VERSIONS = {"sft": 2, "reward": 2, "ppo": 3, "dpo": 2, "evaluation": 3}
+ALGORITHM_VERSIONS = {"sft": 2, "reward": 2, "ppo": 3, "dpo": 2, "evaluation": 4}
 """Raised when a change of ours changes a kind's results, so that older artefacts are not taken for new ones."""
 EVALUATION = "evaluation"
 _NOT_IN_KEYS: dict[str, Any] = {
@@ -34,6 +34,8 @@ _NOT_IN_KEYS: dict[str, Any] = {
     "vllm": {"url": True},
 }
 """Names of earlier stages, whose keys count instead, and what says whether or where a stage runs, not what it makes."""
+_NOT_JUDGED_BY: dict[str, Any] = {"judge": {"url", "timeout", "attempts", "parallel"}}
+"""Where a judge is asked, and how patiently, is no part of what it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ def _reward_settings(
 
 def _evaluation_settings(recipe: Recipe, base: BaseIdentity, prints: dict[str, list[str]]) -> dict[str, Any]:
     return {
-        "evaluation": recipe.evaluation.model_dump(mode="json"),
+        "evaluation": recipe.evaluation.model_dump(mode="json", exclude=_NOT_JUDGED_BY),
         # Which stage is the reference, and which reward model the judge, depends on it.
         "order": list(recipe.stages),
         "prompts": recipe.data.prompts.model_dump(mode="json", by_alias=True),
@@ -206,11 +208,22 @@ def _evaluation_settings(recipe: Recipe, base: BaseIdentity, prints: dict[str, l
 def _common_settings(recipe: Recipe, base: BaseIdentity) -> dict[str, Any]:
     return {
         "base": base.fingerprint,
-        "model": recipe.model.model_dump(mode="json", exclude={"base", "revision"}),
+        "model": _model_settings(recipe),
         "chat_template": template_text(recipe.data.chat_template, None)
         if recipe.data.chat_template != "auto"
         else "auto",
     }
+
+
+def _model_settings(recipe: Recipe) -> dict[str, Any]:
+    """What of the model determines results; how much of a frozen trunk's output is kept does not."""
+    dump = recipe.model.model_dump(mode="json", exclude={"base", "revision"})
+    if recipe.model.adapter != "none":
+        del dump["adapter"]["trunk_cache_gib"]
+        if recipe.model.adapter.layers == "all":
+            # Artefacts from before there was a choice have it unsaid.
+            del dump["adapter"]["layers"]
+    return dump
 
 
 def _data_settings(recipe: Recipe, which: str, prints: dict[str, list[str]]) -> dict[str, Any]:

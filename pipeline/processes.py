@@ -19,9 +19,12 @@ from pipeline.assignment import Assignment
 from pipeline.errors import PreemptedError, TrivetError
 from pipeline.models.source import BaseIdentity, ready_folder
 from pipeline.peers import Peers
+from pipeline.recipe.engines import USE_DEEPSPEED, USE_FSDP, stage_engine
 from pipeline.runtime import PARENT, ROOT, Ranks
+from pipeline.stopping import FLAG
 
 _POLL_SECONDS = 0.05
+_REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _GRACE_SECONDS = 15.0
 """How long a worker may go on after another rank's has failed: long enough to fail by itself and say why."""
 _LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "deepspeed")
@@ -46,8 +49,7 @@ def run_worker(assignment: Assignment, ranks: Ranks, peers: Peers, port: int, lo
         log: file that receives all output of the worker.
 
     Returns:
-        `{"rank", "code", "sentence", "asked"}` of the first rank at fault, or of this rank with code 0; `asked` says
-        whether this process was asked to stop meanwhile.
+        `{"rank", "code", "sentence"}` of the first rank at fault, or of this rank with code 0.
     """
     descriptor, exit_file = tempfile.mkstemp(prefix="trivet-exit-", suffix=".json")
     os.close(descriptor)
@@ -64,15 +66,15 @@ def run_worker(assignment: Assignment, ranks: Ranks, peers: Peers, port: int, lo
                 env=_worker_environment(port, assignment),
                 pass_fds=() if speaks is None else (speaks,),
             )
-        with _signals_handed_on(worker) as requests:
+        with _requests_noted():
             assert worker.stdin is not None
             try:
                 worker.stdin.write(assignment.to_json().encode())
                 worker.stdin.close()
             except BrokenPipeError:
                 pass
-            mine = _wait(worker, peers, ranks, Path(exit_file), requests)
-        return {**_first_fault(mine, peers, ranks), "asked": bool(requests)}
+            mine = _wait(worker, peers, ranks, Path(exit_file))
+        return _first_fault(mine, peers, ranks)
     finally:
         Path(exit_file).unlink(missing_ok=True)
         if speaks is not None:
@@ -148,49 +150,67 @@ def _worker_environment(port: int, assignment: Assignment) -> dict[str, str]:
         environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // local_ranks))
     if "RANK" in environment:
         environment["MASTER_PORT"] = str(port)
-    if assignment.settings.get("stage", {}).get("deepspeed") == "none":
-        environment.pop("ACCELERATE_USE_DEEPSPEED", None)
+    return _with_engine(environment, port, assignment.settings.get("stage", {}).get("deepspeed", "none"))
+
+
+def _with_engine(environment: dict[str, str], port: int, deepspeed: str) -> dict[str, str]:
+    """The environment in which accelerate finds the stage's engine and no other; evaluation has none."""
+    engine = stage_engine(deepspeed, environment)
+    if engine.kind == "none":
+        return {name: value for name, value in environment.items() if name not in (USE_DEEPSPEED, USE_FSDP)}
+    if engine.kind == "deepspeed":
+        # It would make accelerate pass over DeepSpeed without a word; the stage itself says what it computes on.
+        environment.pop("ACCELERATE_USE_CPU", None)
+        if "RANK" not in environment:
+            # DeepSpeed looks for MPI where no launcher has named the only process.
+            alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+            environment |= alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return environment
 
 
 @contextmanager
-def _signals_handed_on(worker: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """While the worker runs, a request to stop goes to it; it saves and ends with its own code.
+def _requests_noted() -> Iterator[None]:
+    """While a worker runs, a request to stop is the worker's to act on: it is noted here, and handed on to all.
 
-    Gives the list of requests so far: one that came in a stage's last moments still holds for the next stage.
+    One that came in a stage's last moments so still holds for the next stage.
     """
-    handled = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in handled}
-
-    requests: list[int] = []
-
-    def hand_on(number: int, frame: Any) -> None:
-        requests.append(number)
-        # A terminal's Ctrl-C reaches the worker by itself.
-        if number != signal.SIGINT and worker.poll() is None:
-            worker.send_signal(signal.SIGTERM)
-
-    for number in handled:
-        signal.signal(number, hand_on)
+    before = {number: signal.getsignal(number) for number in _REQUESTS}
+    for number in _REQUESTS:
+        signal.signal(number, note_request)
     try:
-        yield requests
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _wait(
-    worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, exit_file: Path, requests: list[int]
-) -> dict[str, Any]:
-    """Wait for this rank's worker; once another's has failed, only for a while."""
+def note_request(number: int, frame: Any) -> None:
+    """A signal handler that only remembers."""
+    FLAG.asked = True
+
+
+def _wait(worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, exit_file: Path) -> dict[str, Any]:
+    """Wait for this rank's worker; once another's has failed, only for a while.
+
+    Whichever rank is asked to stop, all workers are: they save at one step, end with their own code, and none is left
+    waiting for another.
+    """
     deadline: float | None = None
+    told = False
     while worker.poll() is None:
         time.sleep(_POLL_SECONDS)
-        if deadline is None and any(outcome["code"] for outcome in peers.outcomes().values()):
+        if FLAG.asked:
+            peers.ask_to_stop()
+        if not told and peers.asked_to_stop() and worker.poll() is None:
+            worker.send_signal(signal.SIGTERM)
+            told = True
+        if deadline is None and peers.any_failed():
             deadline = time.monotonic() + _GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             worker.kill()
-    outcome = {"rank": ranks.rank, "time": time.time(), **_ending(worker.returncode, exit_file, bool(requests))}
+    if FLAG.asked:
+        peers.ask_to_stop()
+    outcome = {"rank": ranks.rank, "time": time.time(), **_ending(worker.returncode, exit_file, peers.asked_to_stop())}
     peers.report(outcome)
     return outcome
 
@@ -199,7 +219,7 @@ def _ending(returncode: int, exit_file: Path, asked: bool) -> dict[str, Any]:
     try:
         return dict(json.loads(exit_file.read_text()))
     except (OSError, ValueError):
-        if asked and returncode in (-signal.SIGTERM, -signal.SIGINT):
+        if asked and -returncode in _REQUESTS:
             # It had not come as far as listening for requests, so nothing was begun either.
             sentence = "asked to stop before it had begun; run the same command again to go on"
             return {"code": PreemptedError.exit_code, "sentence": sentence}

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, TypeVar, cast
 
 from pipeline.errors import TrivetError
+from pipeline.stopping import FLAG
 
 T = TypeVar("T")
 
@@ -64,7 +65,7 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = FLAG.asked = True
 
     def agreed(self) -> bool:
         """Whether any rank has been asked to stop; every rank calls this at the same point and gets one answer."""

@@ -9,8 +9,9 @@ that it continues. Positions are those that each sequence would have alone. Laye
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +30,14 @@ class Segment(NamedTuple):
     start: int
     stop: int
     context: tuple[tuple[int, int], ...]
+
+
+class StandIn(Protocol):
+    """What a trunk's lowest layers give for a stream, known beforehand."""
+
+    def standing_in(self) -> AbstractContextManager[None]:
+        """Within the block, a pass over the stream starts from there."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,9 @@ class Stream:
     """Which sequence each response token belongs to, in the order they were given in."""
     ends_S: Tensor
     """Where in the row the last token of each sequence stands."""
+    places: tuple[np.ndarray, ...]
+    """Where in the row the tokens of each sequence stand."""
+    below: StandIn | None = None
 
     def to(self, device: torch.device) -> Stream:
         """The same on a device."""
@@ -125,6 +137,7 @@ def stream_of(rows: Sequence[Row]) -> Stream:
         targets_M=torch.from_numpy(np.concatenate(targets)),
         sequences_M=torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(at) for at in marked])),
         ends_S=torch.tensor([int(places[-1]) for places in packed.places]),
+        places=packed.places,
     )
 
 

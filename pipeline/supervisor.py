@@ -58,7 +58,6 @@ class Supervisor:
         self._ranks = ranks
         self._console = console
         self._folder = loaded.output_dir.absolute()
-        self._asked_to_stop = False
         self._peers: Peers
 
     def run(self) -> None:
@@ -181,7 +180,7 @@ class Supervisor:
         self, decision: Decision, nodes: Sequence[Node], base: BaseIdentity, base_folder: Path, ledger: Ledger
     ) -> None:
         node = decision.node
-        if self._asked_to_stop:
+        if self._peers.asked_to_stop():
             raise PreemptedError(f"asked to stop before {node.name}; run the same command again to go on from there")
         by_name = {other.name: other for other in nodes}
         self._console.say(f"{node.name}: starts ({decision.reason})")
@@ -205,7 +204,6 @@ class Supervisor:
         order = {"do": "run", "assignment": assignment.to_json(), "port": port}
         self._peers.agree(order)
         outcome = self._work(assignment, port)
-        self._asked_to_stop = bool(outcome.get("asked"))
         if outcome["code"]:
             stopped = outcome["code"] == PreemptedError.exit_code
             ledger.update(node.name, status="interrupted" if stopped else "failed", reason=outcome["sentence"])

@@ -12,11 +12,13 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.console import Console
 from pipeline.durable import full_disk_named, write_text_atomically
+from pipeline.errors import SourceUnreachableError
 from pipeline.recipe.schema import WandbSettings
 
 
@@ -116,17 +118,7 @@ class WandbMirror:
         self._run: Any = None
         self._tables: dict[str, Sequence[Mapping[str, Any]]] = {}
         self._offline = os.environ.get("WANDB_MODE", "").lower() in ("offline", "dryrun")
-        identity = hashlib.sha256(f"{run_dir.resolve()}\0{stage}\0{key}".encode()).hexdigest()[:16]
-        self._options: dict[str, Any] = {
-            "project": settings.project,
-            "entity": settings.entity,
-            "group": run_name,
-            "job_type": stage,
-            "name": f"{run_name}/{stage}",
-            "id": identity,
-            "resume": "allow",
-            "dir": str(run_dir),
-        }
+        self._options = _run_options(settings, run_dir, run_name, stage, key)
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Connect, unless W&B is switched off, not logged in, or unreachable: then say so and go on without."""
@@ -171,11 +163,7 @@ class WandbMirror:
     def _send(self, lines: Iterable[Mapping[str, Any]]) -> None:
         if self._run is None:
             return
-        by_step: dict[int, dict[str, Any]] = {}
-        for line in lines:
-            name = line["name"] if line["split"] == "train" else f"{line['split']}/{line['name']}"
-            by_step.setdefault(line["step"], {})[f"{line['stage']}/{name}"] = line["value"]
-        for step, values in sorted(by_step.items()):
+        for step, values in _by_step(lines):
             self._run.log(values, step=step)
 
     def _send_tables(self) -> None:
@@ -195,6 +183,79 @@ class WandbMirror:
             )
             self._run = None
             self._offline = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageToPush:
+    """A stage of a run as it lies on disk, to be rebuilt in W&B."""
+
+    name: str
+    key: str
+    lines: Sequence[Mapping[str, Any]]
+    """Of its `metrics.jsonl`."""
+    summary: Mapping[str, Any]
+    """Headline figures, by name."""
+
+
+def push(settings: WandbSettings, run_dir: Path, run_name: str, stage: StageToPush, config: Mapping[str, Any]) -> int:
+    """Rebuild one stage in W&B, under the same id as its live mirror: what is there already is not sent again.
+
+    Returns:
+        How many steps were sent.
+
+    Raises:
+        SourceUnreachableError: W&B is switched off, not logged in, or fails.
+    """
+    offline = os.environ.get("WANDB_MODE", "").lower() in ("offline", "dryrun")
+    if os.environ.get("WANDB_MODE", "").lower() == "disabled":
+        raise SourceUnreachableError("WANDB_MODE is disabled; unset it, or set it to offline, and push again")
+    if not offline and not _has_key():
+        raise SourceUnreachableError(
+            "W&B: no API key on this machine; `wandb login`, or set WANDB_MODE=offline to write runs for `wandb sync`"
+        )
+    try:
+        return _push(_run_options(settings, run_dir, run_name, stage.name, stage.key), stage, config, offline)
+    except Exception as error:
+        raise SourceUnreachableError(
+            f"W&B failed at stage {stage.name} ({type(error).__name__}: {error}); push again: no step is sent twice"
+        ) from error
+
+
+def _push(options: Mapping[str, Any], stage: StageToPush, config: Mapping[str, Any], offline: bool) -> int:
+    import wandb
+
+    mode = wandb.Settings(silent=True, init_timeout=30, console="off")
+    run = wandb.init(mode="offline" if offline else "online", settings=mode, config=dict(config), **options)
+    # A run that was mirrored, or pushed before, goes on behind its last step; W&B would drop earlier ones anyway.
+    steps = [(step, values) for step, values in _by_step(stage.lines) if step >= run.starting_step]
+    for step, values in steps:
+        run.log(values, step=step)
+    run.summary.update({f"{stage.name}/{name}": value for name, value in stage.summary.items()})
+    run.finish()
+    return len(steps)
+
+
+def _run_options(settings: WandbSettings, run_dir: Path, run_name: str, stage: str, key: str) -> dict[str, Any]:
+    """One group per run, one job type per stage, an id that stays the same as long as run, stage and key do."""
+    return {
+        "project": settings.project,
+        "entity": settings.entity,
+        "group": run_name,
+        "job_type": stage,
+        "name": f"{run_name}/{stage}",
+        "id": hashlib.sha256(f"{run_dir.resolve()}\0{stage}\0{key}".encode()).hexdigest()[:16],
+        "resume": "allow",
+        "dir": str(run_dir),
+    }
+
+
+def _by_step(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """All values of each step under the names they have in W&B, steps in order."""
+    found: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        name = line["name"] if line["split"] == "train" else f"{line['split']}/{line['name']}"
+        found.setdefault(line["step"], {})[f"{line['stage']}/{name}"] = line["value"]
+    return sorted(found.items())
 
 
 def _cell(value: Any) -> Any:

@@ -28,6 +28,8 @@ from pipeline.console import Console, inherited_console, terminal_console
 from pipeline.context import Stage, StageContext, StageResult
 from pipeline.errors import TrivetError
 from pipeline.locks import WORK_LOCK, clear, work_on
+from pipeline.out_of_memory import gpu_memory, out_of_memory, phase
+from pipeline.recipe.engines import NO_ENGINE, stage_engine
 from pipeline.recipe.schema import Recipe
 from pipeline.runtime import (
     PARENT,
@@ -71,12 +73,23 @@ def main() -> None:
         code, sentence = 1, "interrupted"
     except BaseException as error:
         traceback.print_exc()
-        code, sentence = 1, f"{type(error).__name__}: {_first_line(error)}"
+        code, sentence = 1, _explained(error, assignment)
     Path(assignment.exit_file).write_text(json.dumps({"code": code, "sentence": sentence}))
     sys.stdout.flush()
     sys.stderr.flush()
     # Other ranks may hang in a collective; a normal interpreter exit would wait for them.
     os._exit(code)
+
+
+def _explained(error: BaseException, assignment: Assignment) -> str:
+    """One sentence for an error that nobody foresaw, or for the one that everybody meets."""
+    if type(error).__name__ == "OutOfMemoryError":
+        recipe = Recipe.model_validate(assignment.recipe)
+        stage = recipe.stages.get(assignment.stage)
+        engine = stage_engine(stage.deepspeed, os.environ) if stage else NO_ENGINE
+        world_size = Ranks.from_environment().world_size
+        return out_of_memory(assignment.stage, recipe, engine, world_size, phase(error.__traceback__), gpu_memory())
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def run_here(assignment: Assignment) -> dict[str, object]:

@@ -23,12 +23,13 @@ PACKAGES = ("data_prep", "evaluation", "pipeline")
 LAYERS: dict[str, int] = {
     # L0: standard library, pydantic, yaml
     "pipeline": 0, "pipeline.errors": 0, "pipeline.durable": 0, "pipeline.artefact": 0, "pipeline.checkpoint": 0,
-    "pipeline.console": 0, "pipeline.recipe.*": 0, "data_prep.records": 0,
+    "pipeline.console": 0, "pipeline.stopping": 0, "pipeline.recipe.*": 0, "data_prep.records": 0,
     # L1: the mathematics | the data
     "pipeline.algorithms.*": 1, "data_prep.*": 1,
     # L2: tensors, models, where a process stands
     "pipeline.batches": 2, "pipeline.streams": 2, "pipeline.models.*": 2, "pipeline.tracking": 2, "pipeline.runtime": 2,
     "pipeline.batch_order": 2, "pipeline.context": 2, "pipeline.assignment": 2, "pipeline.reward_function": 2,
+    "pipeline.out_of_memory": 2,
     # L3: answers sampled from policies, and their rewards
     "pipeline.rollouts.*": 3,
     # L4: stages | evaluation
@@ -37,9 +38,18 @@ LAYERS: dict[str, int] = {
     "pipeline.plan": 5, "pipeline.ledger": 5, "pipeline.results": 5, "pipeline.locks": 5, "pipeline.peers": 5,
     "pipeline.processes": 5, "pipeline.supervisor": 5, "pipeline.worker": 5, "pipeline.cli": 5, "pipeline.run": 5,
     "pipeline.data_commands": 5, "pipeline.data_inspection": 5, "pipeline.data_pipeline": 5, "pipeline.preflight": 5,
+    "pipeline.slurm.*": 5, "pipeline.status": 5, "pipeline.comparing": 5, "pipeline.pushing": 5,
 }  # fmt: skip
-SHARED_BY_STAGES = {f"pipeline.stages.{name}" for name in ("offline", "pairs", "policy", "engine", "stream_trainer")}
-LIGHT = ("pipeline", "pipeline.cli", "pipeline.recipe", "pipeline.supervisor", "evaluation.report")
+SHARED_BY_STAGES = {
+    f"pipeline.stages.{name}"
+    for name in (
+        "offline", "pairs", "policy", "engine", "stream_trainer", "shared_trunk", "spreading", "round_trip",
+    )
+}  # fmt: skip
+LIGHT = (
+    "pipeline", "pipeline.cli", "pipeline.recipe", "pipeline.supervisor", "pipeline.slurm.submit", "evaluation.report",
+    "evaluation.comparison",
+)  # fmt: skip
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "wandb", "deepspeed", "bitsandbytes", "vllm")
 
 

@@ -67,6 +67,8 @@ CHANGES: dict[str, str] = {
     "model.adapter.alpha": "model.adapter.alpha=7",
     "model.adapter.dropout": "model.adapter.dropout=0.1",
     "model.adapter.target_modules": "model.adapter.target_modules=[q_proj]",
+    "model.adapter.layers": "model.adapter.layers=top-1",
+    "model.adapter.trunk_cache_gib": "model.adapter.trunk_cache_gib=0",
     "data.chat_template": "data.chat_template=alpaca",
     "data.prompts.from": "data.prompts.from=sft",
     "data.prompts.max_prompt_length": "data.prompts.max_prompt_length=20",
@@ -82,6 +84,14 @@ CHANGES: dict[str, str] = {
     "evaluation.kl_prompts": "evaluation.kl_prompts=2",
     "evaluation.max_new_tokens": "evaluation.max_new_tokens=5",
     "evaluation.batch_size": "evaluation.batch_size=2",
+    "evaluation.best_of_n": "evaluation.best_of_n=[2, 4]",
+    "evaluation.judge": "evaluation.judge={url: 'http://a', model: m}",
+    "evaluation.judge.url": "evaluation.judge={url: 'http://b', model: m}",
+    "evaluation.judge.model": "evaluation.judge={url: 'http://a', model: n}",
+    "evaluation.judge.prompts": "evaluation.judge={url: 'http://a', model: m, prompts: 2}",
+    "evaluation.judge.timeout": "evaluation.judge={url: 'http://a', model: m, timeout: 5}",
+    "evaluation.judge.attempts": "evaluation.judge={url: 'http://a', model: m, attempts: 2}",
+    "evaluation.judge.parallel": "evaluation.judge={url: 'http://a', model: m, parallel: 1}",
     "tracking.wandb": "tracking.wandb={}",
     "tracking.wandb.project": "tracking.wandb={project: other}",
     "tracking.wandb.entity": "tracking.wandb={entity: team}",
@@ -226,6 +236,7 @@ CHANGES |= {
 }
 
 BESIDES: dict[str, list[str]] = {
+    "model.adapter.trunk_cache_gib": ["model.adapter.layers=top-1"],
     "model.revision": ["model.base=owner/name"],
     "data.sft.sources[].weight": ["data.sft.sources.0.weight=1", "data.sft.sources.1.weight=1"],
     "data.preference.sources[].weight": [
@@ -271,6 +282,8 @@ BESIDES |= {
     "data.decontaminate.ngram": [_DIRTY_SFT, _AGAINST],
     "data.decontaminate.folder": [_DIRTY_SFT, "data.decontaminate={against: [gsm8k]}"],
 }
+for key in ("url", "model", "prompts", "timeout", "attempts", "parallel"):
+    BESIDES[f"evaluation.judge.{key}"] = ["evaluation.judge={url: 'http://a', model: m}"]
 for stage in ("sft", "reward", "ppo", "dpo"):
     BESIDES[f"stages.{stage}.precision"] = [f"stages.{stage}.precision=fp32"]
 
@@ -302,6 +315,7 @@ class Probes:
         self._parts: dict[str, Callable[[Any], Any]] = {
             "files": lambda recipe: (str(LoadedRecipe(recipe, Path()).output_dir), [*recipe.stages], recipe.name),
             "model": _model,
+            "frozen_trunk": _frozen_trunk,
             "trainers": _trainers,
             "environments": _environments,
             "parents": _parents,
@@ -379,6 +393,7 @@ def _model(recipe: Any) -> Any:
     with mock.patch.object(source, "_hub_commit", lambda base, revision, where: f"commit-{revision}"):
         identity = source.identify(recipe.model.base, recipe.model.revision)
     model = mock.MagicMock()
+    model.get_base_model.return_value = _small_model()
     with (
         mock.patch.object(transformers.AutoModelForCausalLM, "from_pretrained", return_value=model) as loading,
         mock.patch.object(peft, "get_peft_model", lambda base, config, **rest: config),
@@ -391,6 +406,29 @@ def _model(recipe: Any) -> Any:
                 sorted(adapters.attach_new(model, recipe.model.adapter, dropout=True).to_dict().items(), key=str)
             )
     return identity, options, str(loading.call_args), config
+
+
+def _small_model() -> Any:
+    """A real one, where a stand-in would have no layers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 8}
+    return LlamaForCausalLM(LlamaConfig(**size))
+
+
+def _frozen_trunk(recipe: Any) -> Any:
+    """How many layers lie below the adapter, and whether what they give is kept."""
+    from pipeline.models import adapters
+    from pipeline.models.stream_forward import attend_in_streams
+    from pipeline.stages.shared_trunk import trunk_cache
+
+    if recipe.model.adapter == "none":
+        return None
+    model = adapters.attach_new(_small_model(), recipe.model.adapter, dropout=False)
+    assert attend_in_streams(model) is None
+    context = SimpleNamespace(recipe=recipe, stage="sft", console=SimpleNamespace(say=print))
+    found = trunk_cache(context, model)
+    return found and (len(found.trunk.frozen), found.has_room_for(1))
 
 
 def _context(recipe: Any, stage: str, folder: Path = Path("folder")) -> Any:
@@ -497,7 +535,9 @@ def _evaluation(recipe: Any, tiny_folder: Path) -> Any:
     from unittest import mock
 
     from data_prep.chat import ChatFormatter
-    from evaluation import run
+    from evaluation import measuring
+    from evaluation.judging import policies as judging
+    from evaluation.judging.win_rate import Verdict
     from evaluation.likelihood import Likelihood
     from pipeline.models.load import load_tokenizer
     from pipeline.rollouts.answers import Answer
@@ -522,20 +562,31 @@ def _evaluation(recipe: Any, tiny_folder: Path) -> Any:
         calls.append(("score", self.batch_size, len(rows)))
         return [Likelihood(-1.0, 1) for _ in rows]
 
+    def judge_all(matches: Any, endpoint: Any, cache: Any, *, parallel: int, progress: Any) -> Any:
+        asked = (endpoint.url, endpoint.model, endpoint.timeout, endpoint.attempts)
+        calls.append(("judged", len(matches), parallel, asked))
+        return [Verdict(a_first=0.5, b_first=0.5, a_length=1, b_length=1) for _ in matches]
+
     context = _context(recipe, "evaluation")
     context.base_folder = tiny_folder
+    context.ranks = SimpleNamespace(is_first=False)
     context.console = SimpleNamespace(progress=print)
     context.stop = SimpleNamespace(agreed=lambda: False)
     formatter = ChatFormatter(load_tokenizer(tiny_folder, recipe.data.chat_template))
     with (
-        mock.patch.object(run, "Policies", Stub),
-        mock.patch.object(run, "once", lambda context, name, compute: compute()),
-        mock.patch.object(run.Generator, "answers", answers),
-        mock.patch.object(run.Scorer, "score", score),
+        mock.patch.object(measuring, "Policies", Stub),
+        mock.patch.object(measuring, "once", lambda context, name, compute: compute()),
+        mock.patch.object(measuring.Generator, "answers", answers),
+        mock.patch.object(measuring.Scorer, "score", score),
+        mock.patch.object(judging, "judge_all", judge_all),
     ):
-        evaluation = run._Evaluation(context, formatter, 0, "fp32", {})
+        evaluation = measuring.Measurements(context, formatter, 0, "fp32", {})
         rows = {name: evaluation.row(name) for name in Stub.names}
-    return rows, calls
+        evaluation._scores = lambda rows, name: {"scores": [0.5 for _ in rows]}  # type: ignore[method-assign]
+        further = evaluation.reference_scores({evaluation.reference: [1.0] * len(evaluation._sampled_prompts)})
+        answers = {name: evaluation._answers(name) for name in ("base", evaluation.reference)}
+        judged = evaluation.judged(answers).figures
+    return rows, further, judged, calls
 
 
 def _tracking(recipe: Any) -> Any:

@@ -26,6 +26,7 @@ from data_prep.records import Demonstration, PreferencePair, Prompt, Record
 from data_prep.split import Split, prompt_hash, prompt_messages
 from data_prep.workers import mapped
 from pipeline.recipe.cleaning_settings import CleanSettings, DecontaminateSettings, PairCleanSettings
+from pipeline.stopping import stop_if_asked
 
 R = TypeVar("R", Demonstration, PreferencePair, Prompt)
 
@@ -225,6 +226,7 @@ def _near(
     dropped = []
     texts = [texts_of(record) for record in records]
     for record, each, sketch in zip(records, texts, near.sketches(texts), strict=True):
+        stop_if_asked("looking for near duplicates")
         match = index.find(each, sketch)
         if match is not None:
             origin = like(match.place).origin

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from data_prep.cleaning.texts import MARKS, context, is_dense, opening, turn_text
 from data_prep.records import Demonstration, PreferencePair, Record
+from pipeline.stopping import stop_if_asked
 
 if TYPE_CHECKING:
     from rensa import RMinHash
@@ -73,6 +74,7 @@ def sketches(rows: Sequence[Texts]) -> list[RMinHash]:
 
     found: list[RMinHash] = []
     for at in range(0, len(rows), _CHUNK):
+        stop_if_asked("looking for near duplicates")
         sets = [_tagged(texts) for texts in rows[at : at + _CHUNK]]
         found += RMinHash.from_token_sets(sets, _PERMUTATIONS, _SEED)
     return found

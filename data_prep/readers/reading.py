@@ -28,6 +28,7 @@ from data_prep.readers.make import Labelled, Made, make_records, pair_labelled
 from data_prep.readers.mapping import check_mapping, renamed
 from data_prep.readers.recognise import Recognised, resolve_format
 from pipeline.errors import DataError
+from pipeline.stopping import stop_if_asked
 
 OnBadRow = Literal["fail", "quarantine"]
 
@@ -114,6 +115,7 @@ class Reading:
         on_bad = self._set_aside if tolerant else None
         waiting: list[RawRow] = []
         for raw in read_raw(self.spec.path, revision=self.spec.revision, split=self.spec.split, on_bad=on_bad):
+            stop_if_asked("reading rows")
             self.rows_read += 1
             if self.form is None:
                 try:

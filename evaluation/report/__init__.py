@@ -3,7 +3,7 @@
 The way of a number: `files` reads, `load` makes frozen records, `measures` says what each figure means and how it is
 written, `words` makes sentences, `sections` and `curves` arrange, `charts` draws; `page` and `terminal` put it all in
 front of a person.
-Nothing here imports torch or numpy: the supervisor, a light process, runs it.
+Nothing here imports torch: the supervisor, a light process, runs it.
 """
 
 from evaluation.report.page import write_report

@@ -35,6 +35,14 @@ class Series:
     """Whether a line joins the points."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """An interval around a line: points (x, low, high), in the colour of its style, drawn below everything else."""
+
+    style: str
+    points: tuple[tuple[float, float, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
     """A ring around a point, with words beside it."""
@@ -64,6 +72,7 @@ def line_chart(
     x_range: Sequence[float] = (),
     y_range: Sequence[float] = (),
     marks: Sequence[Mark] = (),
+    bands: Sequence[Band] = (),
 ) -> Markup:
     """An SVG chart of `series`; its description for screen readers gives first and last value of each line.
 
@@ -74,16 +83,19 @@ def line_chart(
         steps: whether x counts steps, which fill the width.
         x_range, y_range: values that the axes reach in any case.
         marks: points to point out.
+        bands: intervals around lines.
     """
     drawn = [replace(s, points=thin(s.points)) for s in series if s.points]
     if not drawn:
         return Markup("")
+    ends = [value for band in bands for _, low, high in band.points for value in (low, high)]
     x_axis = _axis([*x_range, *(x for s in drawn for x, _ in s.points)], x_label, count=5, steps=steps)
-    y_axis = _axis([*y_range, *(y for s in drawn for _, y in s.points)], y_label, count=5)
+    y_axis = _axis([*y_range, *ends, *(y for s in drawn for _, y in s.points)], y_label, count=5)
     told = "; ".join(f"{s.label} from {plain(s.points[0][1])} to {plain(s.points[-1][1])}" for s in series if s.points)
     parts = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(f"{title}: {told}")}">',
         *_grid(x_axis, y_axis),
+        *(_band(band, x_axis, y_axis) for band in bands if band.points),
         *(_line(s, x_axis, y_axis, alone=len(drawn) == 1) for s in drawn),
         *(_mark(mark, x_axis, y_axis) for mark in marks),
         "</svg>",
@@ -174,6 +186,12 @@ def _tick(value: float, axis: Axis) -> str:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     return f"{value:,.{max(0, -math.floor(math.log10(span) + 1e-9))}f}"
+
+
+def _band(band: Band, x_axis: Axis, y_axis: Axis) -> str:
+    upper = [f"{_x(x, x_axis):.1f},{_y(high, y_axis):.1f}" for x, _, high in band.points]
+    lower = [f"{_x(x, x_axis):.1f},{_y(low, y_axis):.1f}" for x, low, _ in reversed(band.points)]
+    return f'<polygon class="band {escape(band.style)}" points="{" ".join(upper + lower)}"/>'
 
 
 def _line(series: Series, x_axis: Axis, y_axis: Axis, *, alone: bool) -> str:

@@ -63,6 +63,7 @@ _MAIN = (
 )
 _PPO = (
     Panel("Score", "score", ("objective/score", "score")),
+    Panel("Held-out prompts answered right", "share", ("rule_accuracy",)),
     Panel("KL to the reference", "nats per response", ("objective/kl_seq", "kl_seq")),
     Panel("Score used less the price of the KL", "score", ("objective/rlhf_reward", "objective")),
     Panel("Response length", "tokens", ("response/len_mean", "len_mean")),

@@ -61,6 +61,17 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BestOf:
+    """The best of n answers of the reference, by the reward model that scores all policies."""
+
+    n: int
+    kl_bound: float
+    """Its divergence from the reference is at most this."""
+    score: float
+    bounds: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
     """How many prompts of one family a policy answered right."""
 
@@ -85,6 +96,11 @@ class Run:
     policies: Mapping[str, Mapping[str, Any]]
     families: Mapping[str, Mapping[str, Tally]]
     comparisons: tuple[Comparison, ...]
+    best_of_n: tuple[BestOf, ...]
+    judge: str
+    """The language model that compared answers; empty for none."""
+    judged: Mapping[str, Mapping[str, Any]]
+    """By policy: what it said against the reference, and its own biases."""
     answers: tuple[Answer, ...]
     gaps: tuple[str, ...]
     """What could not be read, one sentence each."""
@@ -99,6 +115,7 @@ def load_run(directory: Path) -> Run:
     results = files.read_json(directory / "results.json", gaps, "results.json")
     recipe = files.read_text(directory / "recipe.yaml", gaps, "recipe.yaml")
     measured = files.mapping(results.get("evaluation"))
+    judge = files.mapping(measured.get("judge"))
     stages = _stages(directory, ledger, results, gaps)
     ended = bool(measured) or any(s.name == EVALUATION and s.status in ("done", "skipped") for s in stages)
     answers = answers_in(directory / EVALUATION, gaps if ended else [], EVALUATION)
@@ -115,6 +132,9 @@ def load_run(directory: Path) -> Run:
         policies={name: files.mapping(row) for name, row in files.mapping(measured.get("policies")).items()},
         families={name: _tallies(row) for name, row in files.mapping(measured.get("families")).items()},
         comparisons=tuple(c for row in files.objects(measured.get("comparisons")) if (c := _comparison(row))),
+        best_of_n=tuple(b for row in files.objects(measured.get("best_of_n")) if (b := _best_of(row))),
+        judge=files.text(judge.get("model")),
+        judged={name: files.mapping(row) for name, row in files.mapping(judge.get("policies")).items()},
         answers=answers,
         gaps=tuple(gaps),
     )
@@ -183,6 +203,13 @@ def _comparison(row: Mapping[str, Any]) -> Comparison | None:
         bounds=files.bounds(row.get("ci95")),
         n=files.whole(row.get("n")),
     )
+
+
+def _best_of(row: Mapping[str, Any]) -> BestOf | None:
+    n, bound, score = files.whole(row.get("n")), files.number(row.get("kl_bound")), files.number(row.get("score"))
+    if n is None or bound is None or score is None:
+        return None
+    return BestOf(n=n, kl_bound=bound, score=score, bounds=files.bounds(row.get("score_ci95")))
 
 
 def _tallies(row: object) -> Mapping[str, Tally]:

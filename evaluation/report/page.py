@@ -69,6 +69,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for function in (measures.figures, measures.plain, measures.count, measures.duration):
+    for function in (measures.figures, measures.plain, measures.count, measures.duration, measures.measure_named):
         environment.globals[function.__name__] = function
     return environment

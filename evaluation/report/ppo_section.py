@@ -15,6 +15,7 @@ from evaluation.report.files import bounds, mapping, number, objects, text, whol
 from evaluation.report.load import Run, Stage
 from evaluation.report.measures import count, figures, measure_named, plain
 from evaluation.report.outcomes import outcome_of, percent, start_of
+from evaluation.report.watched import Watched, watched
 
 SAMPLE_PAIRS = 4
 RESPONSE_CHARACTERS = 800
@@ -57,6 +58,7 @@ class PpoSection:
     title: str
     told: str
     stopped: str
+    watched: Watched | None
     charts: tuple[Chart, ...]
     frontier: Markup
     measured: tuple[Measured, ...]
@@ -80,6 +82,7 @@ def _section(stage: Stage, charts: tuple[Chart, ...]) -> PpoSection:
         title="PPO" if stage.name == "ppo" else f"PPO in {stage.name}",
         told=outcome_of(stage),
         stopped=text(stage.metrics.get("stopped")),
+        watched=watched(stage),
         charts=charts,
         frontier=_frontier(stage, measured),
         measured=measured,

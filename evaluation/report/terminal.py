@@ -17,9 +17,10 @@ from rich.text import Text
 from evaluation.report.load import Run, load_run
 from evaluation.report.measures import Cell, Measure, cell, figures, measured
 from evaluation.report.outcomes import outcome_of
+from evaluation.report.watched import watched
 from evaluation.report.words import Sentence, findings, state
 
-_STYLES = {"better": "green", "worse": "red", "unsure": "yellow", "running": "yellow", "failed": "bold red"}
+STYLES = {"better": "green", "worse": "red", "unsure": "yellow", "running": "yellow", "failed": "bold red"}
 
 _PLAINER = str.maketrans({"±": "+-", "–": "-", "→": "->", "↵": "\\", "␣": "_", "█": "#", "·": "."})
 _GAP = 2
@@ -31,14 +32,14 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
     """Print what the run in `run_dir` shows, on `console` or else on standard output."""
     console = console or Console(highlight=False)
     run = load_run(run_dir)
-    say(console, f"{run.name}: {state(run).text}", _STYLES.get(state(run).tone, ""))
+    say(console, f"{run.name}: {state(run).text}", STYLES.get(state(run).tone, ""))
     for table in _tables(run, console):
         console.print()
         console.print(table)
     for i, sentence in enumerate(_sentences(run)):
         if i == 0:
             console.print()
-        say(console, sentence.text, _STYLES.get(sentence.tone, ""))
+        say(console, sentence.text, STYLES.get(sentence.tone, ""))
     further = sum(not finding.outcome for finding in findings(run))
     if further:
         say(console, f"{further} further {'comparison' if further == 1 else 'comparisons'} in the report.")
@@ -57,12 +58,18 @@ def _sentences(run: Run) -> Iterator[Sentence]:
     for stage in run.stages:
         if (stage.kind in ("reward", "ppo") or not outcomes) and (told := outcome_of(stage)):
             yield Sentence(text=f"{stage.name}: {told}", tone="plain")
+        if stage.kind == "ppo" and (seen := watched(stage)) and seen.turned:
+            yield Sentence(text=f"{stage.name}: {seen.told}", tone="worse")
 
 
 def _tables(run: Run, console: Console) -> list[Table]:
     """One table where the width allows it, else several with the policies repeated: no column is squeezed or cut."""
     names = ["policy", *run.policies]
-    columns = [_column(run, measure) for measure in measured(run.policies.values())]
+    return tables(console, names, [_column(run, measure) for measure in measured(run.policies.values())])
+
+
+def tables(console: Console, names: list[str], columns: list[list[str]]) -> list[Table]:
+    """Columns with their heads behind a first one, which every table repeats where one table would be too wide."""
     room = console.width - max(map(len, names)) - _GAP
     return [_table(console, [names, *group]) for group in _split(columns, room)]
 
@@ -71,10 +78,10 @@ def _column(run: Run, measure: Measure) -> list[str]:
     """Head and cells of one measure."""
     unit = "" if measure.unit.startswith("nats") else measure.unit
     head = f"{measure.short} {unit}".strip().replace(" ", "\n", 1)
-    return [head, *(_figure(measure, cell(row, measure)) for row in run.policies.values())]
+    return [head, *(figure(measure, cell(row, measure)) for row in run.policies.values())]
 
 
-def _figure(measure: Measure, shown: Cell) -> str:
+def figure(measure: Measure, shown: Cell) -> str:
     """`52.0 ±7.9`: the value and half the width of its interval."""
     half = None if shown.bounds is None else (shown.bounds[1] - shown.bounds[0]) / 2
     value, spread = figures(measure, shown.value, half)

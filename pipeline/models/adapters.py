@@ -15,6 +15,7 @@ import torch
 
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import TrivetError
+from pipeline.models.decoder import adapter_targets
 from pipeline.models.reward_model import HEAD_KEY, adapter_state
 from pipeline.recipe.schema import AdapterSettings
 
@@ -31,12 +32,12 @@ def attach_new(model: PreTrainedModel, settings: AdapterSettings, *, dropout: bo
 
     Args:
         model: the base.
-        settings: rank, scale, target layers.
+        settings: rank, scale, modules and layers that it goes to.
         dropout: whether the stage trains with the adapter's dropout.
     """
     from peft import TaskType
 
-    return _wrapped(_prepared(model), _fresh_config(settings, TaskType.CAUSAL_LM, dropout=dropout), TRAINED)
+    return _wrapped(_prepared(model), _fresh_config(model, settings, TaskType.CAUSAL_LM, dropout=dropout), TRAINED)
 
 
 def attach_trained(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -74,7 +75,7 @@ def attach_for_scores(model: PreTrainedModel, settings: AdapterSettings, start: 
     from peft import TaskType
 
     if start is None:
-        return _wrapped(_prepared(model), _fresh_config(settings, TaskType.SEQ_CLS, dropout=False), TRAINED)
+        return _wrapped(_prepared(model), _fresh_config(model, settings, TaskType.SEQ_CLS, dropout=False), TRAINED)
     wrapped = _wrapped(_prepared(model), _retasked(start, TaskType.SEQ_CLS), TRAINED)
     base: Any = wrapped.get_base_model()
     head = base.score.modules_to_save[TRAINED].weight
@@ -125,12 +126,18 @@ def active(model: Any, name: str | None) -> Iterator[None]:
     yield
 
 
-def save(model: PeftModel, folder: Path, base_name: str) -> None:
+def save(model: PeftModel, folder: Path, base_name: str, state: dict[str, torch.Tensor] | None = None) -> None:
     """Write the trained adapter alone, refusing an empty or non-finite one.
 
     The configuration names the base as the recipe does, not the folder where this machine happened to find it.
+
+    Args:
+        model: with the adapter on it.
+        folder: to write to.
+        base_name: of the recipe.
+        state: the model's tensors as `shards.whole_state` gives them, where ranks hold shares of them.
     """
-    model.save_pretrained(str(folder), selected_adapters=[TRAINED], save_embedding_layers=False)
+    model.save_pretrained(str(folder), selected_adapters=[TRAINED], save_embedding_layers=False, state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)
     config = read_json(folder / "adapter_config.json")
     config["base_model_name_or_path"] = base_name
@@ -163,7 +170,7 @@ def require_sound(weights: Path) -> None:
                 )
 
 
-def _fresh_config(settings: AdapterSettings, task: str, *, dropout: bool) -> Any:
+def _fresh_config(model: Any, settings: AdapterSettings, task: str, *, dropout: bool) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
@@ -171,10 +178,8 @@ def _fresh_config(settings: AdapterSettings, task: str, *, dropout: bool) -> Any
         r=settings.r,
         lora_alpha=cast(int, settings.alpha),
         lora_dropout=settings.dropout if dropout else 0.0,
-        target_modules=settings.target_modules
-        if isinstance(settings.target_modules, str)
-        else [*settings.target_modules],
         use_dora=settings.type == "dora",
+        **adapter_targets(model, settings),
     )
 
 

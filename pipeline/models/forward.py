@@ -6,8 +6,8 @@ a time than needed, and no layer sees padding or the same beginning twice where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from pipeline.algorithms.linear_logps import linear_token_scores
 from pipeline.algorithms.logps import TokenScores, chunked_token_logps
 from pipeline.errors import TrivetError
+from pipeline.models.shards import is_spread, whole
 from pipeline.models.stream_attention import STREAMS, Layout
-from pipeline.streams import Packed, Stream, pack
+from pipeline.streams import Packed, StandIn, Stream, pack
 
 CHUNK = 512
 """Tokens whose logits exist at a time."""
@@ -40,7 +41,13 @@ def attends_in_streams(model: Any) -> bool:
     return bool(causal_model(model).config._attn_implementation == STREAMS)
 
 
-def hidden_states(trunk: Any, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor) -> Tensor:
+def hidden_states(
+    trunk: Any,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    positions_BT: Tensor,
+    below: Callable[[Packed], StandIn] | None = None,
+) -> Tensor:
     """Last hidden states (B, T, H), after the trunk's final norm, on its device; anything at padding.
 
     Args:
@@ -48,6 +55,7 @@ def hidden_states(trunk: Any, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Ten
         ids_BT: best on the CPU, where beginnings are compared.
         mask_BT: true on real tokens.
         positions_BT: of `batches.positions`.
+        below: knows what the lowest layers of a trunk that attends in streams give.
     """
     if not attends_in_streams(trunk):
         return padded_hidden_states(trunk, ids_BT, mask_BT, positions_BT)
@@ -56,7 +64,7 @@ def hidden_states(trunk: Any, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Ten
     where_BT = torch.zeros_like(ids)
     for row, places in enumerate(packed.places):
         where_BT[row, mask[row]] = torch.from_numpy(places)
-    hidden_NH = stream_hidden_states(trunk, packed)
+    hidden_NH = stream_hidden_states(trunk, packed, None if below is None else below(packed))
     return hidden_NH[where_BT.to(hidden_NH.device)]
 
 
@@ -73,18 +81,25 @@ def padded_hidden_states(trunk: Any, ids_BT: Tensor, mask_BT: Tensor, positions_
     return hidden
 
 
-def stream_hidden_states(trunk: Any, stream: Stream | Packed) -> Tensor:
-    """Last hidden states (N, H) of a stream, on the trunk's device; the trunk attends in streams."""
+def stream_hidden_states(trunk: Any, stream: Stream | Packed, below: StandIn | None = None) -> Tensor:
+    """Last hidden states (N, H) of a stream, on the trunk's device; the trunk attends in streams.
+
+    Args:
+        trunk: of a causal or classifying model.
+        stream: its tokens.
+        below: what the lowest layers give for it, where that is known.
+    """
     device = next(trunk.parameters()).device
     positions_N = stream.positions_N.to(device)
-    out = trunk(
-        input_ids=stream.ids_N[None].to(device),
-        # Four dimensions keep transformers from making a mask; segments say what it would.
-        attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device),
-        position_ids=positions_N[None],
-        use_cache=False,
-        layout=Layout(stream.segments, positions_N),
-    )
+    with below.standing_in() if below is not None else nullcontext():
+        out = trunk(
+            input_ids=stream.ids_N[None].to(device),
+            # Four dimensions keep transformers from making a mask; segments say what it would.
+            attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device),
+            position_ids=positions_N[None],
+            use_cache=False,
+            layout=Layout(stream.segments, positions_N),
+        )
     hidden: Tensor = out.last_hidden_state[0]
     return hidden
 
@@ -115,7 +130,13 @@ class VocabularyHead:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits (..., V)."""
-        logits: Tensor = self.linear(hidden)
+        return self._finished(self.linear(hidden))
+
+    def _of_whole(self, hidden: Tensor) -> Tensor:
+        """The same from weights that are whole, without the layer, whose calls all ranks must make equally often."""
+        return self._finished(nn.functional.linear(hidden, self.linear.weight, self.linear.bias))
+
+    def _finished(self, logits: Tensor) -> Tensor:
         if self.factor != 1.0:
             logits = logits * self.factor
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
@@ -145,10 +166,14 @@ class VocabularyHead:
         weight = self._frozen_matrix()
         wants_gradient = entropy and torch.is_grad_enabled() and hidden_BRH.requires_grad
         if weight is None or wants_gradient:
-            return chunked_token_logps(hidden_BRH, self, targets_BR, temperature, CHUNK, entropy, mask_BR)
-        return linear_token_scores(
-            hidden_BRH, weight, targets_BR, temperature, CHUNK, factor=self.factor, entropy=entropy, mask_BR=mask_BR
-        )
+            parameters = [*self.linear.parameters(recurse=False)]
+            head = self._of_whole if any(map(is_spread, parameters)) else self
+            with whole(*parameters):
+                return chunked_token_logps(hidden_BRH, head, targets_BR, temperature, CHUNK, entropy, mask_BR)
+        with whole(weight):
+            return linear_token_scores(
+                hidden_BRH, weight, targets_BR, temperature, CHUNK, factor=self.factor, entropy=entropy, mask_BR=mask_BR
+            )
 
     def _frozen_matrix(self) -> Tensor | None:
         """The head as a matrix (V, H), where it is no more than that: no cap, bias, adapter, quantisation, training."""

@@ -21,12 +21,20 @@ ScalarHead = Callable[[Tensor], Tensor]
 """From hidden states (..., H) to numbers (..., 1)."""
 
 
+class Float32Head(nn.Linear):
+    """A linear layer that computes in float32 even where an engine has rounded its weights to a shorter type."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., H) to numbers (..., 1)."""
+        return nn.functional.linear(hidden.float(), self.weight.float())
+
+
 def new_head(hidden_size: int, seed: int) -> nn.Linear:
     """A linear map from H to 1 without bias, in float32, that depends on the seed alone and leaves torch's as it is.
 
     Weights are N(0, 1 / (H + 1)), so that scores start near unit size (as in arXiv 2403.17031).
     """
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, hidden_size, 1, bias=False, dtype=torch.float32)
+    head: nn.Linear = nn.utils.skip_init(Float32Head, hidden_size, 1, bias=False, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     nn.init.normal_(head.weight, std=(hidden_size + 1) ** -0.5, generator=generator)
     return head

@@ -60,7 +60,13 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> TokenizerEntry:
 
 
 def load_base(
-    folder: Path, settings: ModelSettings, *, frozen: bool, precision: str, weights: Path | None = None
+    folder: Path,
+    settings: ModelSettings,
+    *,
+    frozen: bool,
+    precision: str,
+    weights: Path | None = None,
+    on_host: bool = False,
 ) -> PreTrainedModel:
     """The causal language model, on this process's device.
 
@@ -70,6 +76,7 @@ def load_base(
         frozen: whether its own weights stay as they are (decides, with the precision, the dtype that `auto` means).
         precision: of the forward pass: bf16, fp16 or fp32.
         weights: folder of a fully fine-tuned model to load instead of the base's own weights.
+        on_host: leave it in the host's memory instead, for an engine that spreads it over the ranks.
 
     Raises:
         RecipeError: quantisation was asked for where there is no GPU for it.
@@ -78,17 +85,24 @@ def load_base(
 
     options = _options(settings, frozen, precision)
     model: Any = AutoModelForCausalLM.from_pretrained(weights or folder, **options)
-    return _placed(model, settings)
+    return _placed(model, settings, on_host)
 
 
 def load_classifier(
-    folder: Path, settings: ModelSettings, *, frozen: bool, precision: str, weights: Path | None = None
+    folder: Path,
+    settings: ModelSettings,
+    *,
+    frozen: bool,
+    precision: str,
+    weights: Path | None = None,
+    on_host: bool = False,
 ) -> PreTrainedModel:
     """The same transformer as transformers' sequence-classification model with one label; `score` is its head.
 
     Args:
         folder: as for `load_base`, and so are settings, frozen and precision.
         weights: folder of a fully fine-tuned policy or reward model to load instead of the base's own weights.
+        on_host: as for `load_base`.
 
     Raises:
         TrivetError: the architecture has no such form in transformers, or the files lack some of its weights.
@@ -107,7 +121,7 @@ def load_classifier(
     missing = sorted(name for name in loaded["missing_keys"] if not name.startswith("score."))
     if missing:
         raise TrivetError(f"{weights or folder} lacks {missing[0]} of {type(model).__name__} ({len(missing)} in all)")
-    return _placed(model, settings)
+    return _placed(model, settings, on_host)
 
 
 def _options(settings: ModelSettings, frozen: bool, precision: str) -> dict[str, Any]:
@@ -120,8 +134,8 @@ def _options(settings: ModelSettings, frozen: bool, precision: str) -> dict[str,
     return options
 
 
-def _placed(model: Any, settings: ModelSettings) -> PreTrainedModel:
-    if settings.quantization == "none":
+def _placed(model: Any, settings: ModelSettings, on_host: bool) -> PreTrainedModel:
+    if settings.quantization == "none" and not on_host:
         model.to(device())
     model.config.use_cache = True
     if settings.attention == "auto":

@@ -20,6 +20,7 @@ from pipeline.algorithms.logps import TokenScores
 from pipeline.batches import ResponseBatch, ScoringBatch
 from pipeline.models.forward import VocabularyHead, evaluating, hidden_states
 from pipeline.models.heads import scores_at_end, values_at
+from pipeline.models.trunk_cache import TrunkCache
 from pipeline.runtime import autocast
 
 POLICY, REFERENCE, VALUE = "policy", "reference", "value"
@@ -47,6 +48,7 @@ class Roles:
         heads: scalar heads by role, of the value and reward roles; they compute in float32.
         generator: the policy as something that can `generate`.
         precision: bf16, fp16 or fp32.
+        below: what the layers under all adapters give, which every role on one base shares; None where there are none.
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class Roles:
         heads: Mapping[str, Linear],
         generator: Any,
         precision: str,
+        below: TrunkCache | None = None,
     ):
         self._trunks = dict(trunks)
         self._vocabulary = {POLICY: head, REFERENCE: reference_head}
         self._heads = dict(heads)
         self._generator = generator
         self._precision = precision
+        self._below = below
         self._active: str | None = None
         self._forward: str | None = None
 
@@ -107,6 +111,11 @@ class Roles:
         hidden = self._hidden(role, batch)
         return scores_at_end(hidden, self._heads[role], batch.mask_BT.to(hidden.device))
 
+    def forget(self) -> None:
+        """Drop what is kept of batches that will not come again."""
+        if self._below is not None:
+            self._below.forget()
+
     def backward(self, loss: Tensor) -> None:
         """Go backward through the role that went forward last."""
         torch.autograd.backward(loss)
@@ -122,8 +131,9 @@ class Roles:
     def _hidden(self, role: str, batch: ResponseBatch | ScoringBatch) -> Tensor:
         self._switch(role)
         trunk = self._trunks[role]
+        below = None if self._below is None else self._below.below
         with autocast(self._precision):
-            hidden = hidden_states(trunk.module, batch.ids_BT, batch.mask_BT, batch.positions_BT)
+            hidden = hidden_states(trunk.module, batch.ids_BT, batch.mask_BT, batch.positions_BT, below)
         if torch.is_grad_enabled() and hidden.requires_grad:
             self._forward = role
         return hidden

@@ -79,7 +79,7 @@ def take_streams(model: Any) -> str | None:
     def forward(self: Any, *args: Any, stream: Stream | None = None, **kwargs: Any) -> Any:
         if stream is None:
             return plain(*args, **kwargs)
-        return read(self, stream_hidden_states(trunk_of(self), stream), stream)
+        return read(self, stream_hidden_states(trunk_of(self), stream, stream.below), stream)
 
     inner.forward = MethodType(forward, inner)
     return None

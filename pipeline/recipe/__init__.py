@@ -7,6 +7,7 @@ Reading order: `schema` and `stage_settings` (what can be said), `source` (YAML 
 from pipeline.recipe.batch import accumulation_steps
 from pipeline.recipe.checks import check_batches, check_recipe, ds_config_file
 from pipeline.recipe.checks_ppo import check_reward_function
+from pipeline.recipe.engines import check_engines
 from pipeline.recipe.json_schema import recipe_json_schema
 from pipeline.recipe.lineage import parents_of, policy_of, prompts_from, reference_of, reward_sources, used_data
 from pipeline.recipe.load import LoadedRecipe, load_recipe, loads_recipe
@@ -54,6 +55,7 @@ __all__ = [
     "WandbSettings",
     "accumulation_steps",
     "check_batches",
+    "check_engines",
     "check_recipe",
     "check_reward_function",
     "ds_config_file",

@@ -30,7 +30,12 @@ from pipeline.recipe.stage_settings import (
 from pipeline.recipe.vocabulary import article, nearest
 
 DS_CONFIGS = REPOSITORY / "ds_configs"
-RESERVED_STAGES = {BASE: "the base model", "logs": "the folder of log files", "evaluation": "the folder of results"}
+RESERVED_STAGES = {
+    BASE: "the base model",
+    "logs": "the folder of log files",
+    "evaluation": "the folder of results",
+    "slurm": "the folder of job scripts",
+}
 SMOOTHED_LOSSES = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired")
 CHAT_TEMPLATES = ("auto", "plain", "alpaca", "chatml")
 
@@ -42,6 +47,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         *_data(recipe),
         *_split(recipe),
         *(problem for name in recipe.stages for problem in _stage(recipe, name)),
+        *_evaluation(recipe),
     ]
 
 
@@ -119,6 +125,17 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("model", "base"), "is empty; expected a `builtin:` name, a hub id, or a folder")
     if recipe.output_dir is not None and not recipe.output_dir.strip():
         yield Problem(("output_dir",), "is empty; expected a folder (leave the key out for runs/<name>)")
+
+
+def _evaluation(recipe: Recipe) -> Iterator[Problem]:
+    asked = recipe.evaluation
+    scores = "score" in asked.tasks and any(stage.kind == "reward" for stage in recipe.stages.values())
+    if asked.best_of_n and not scores:
+        text = "there is nothing to choose the best by; add a reward stage, and keep score in evaluation.tasks"
+        yield Problem(("evaluation", "best_of_n"), text)
+    if asked.judge is not None and not asked.tasks:
+        text = "evaluation.tasks is empty, so nothing is evaluated; write at least one task"
+        yield Problem(("evaluation", "judge"), text)
 
 
 def _data(recipe: Recipe) -> Iterator[Problem]:

@@ -10,12 +10,19 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic_core import ErrorDetails
 
 from pipeline.recipe.places import KeyPath, Places, Problem
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.schema import LAYERS, Recipe
 from pipeline.recipe.vocabulary import is_block, keys_of, members, nearest, unknown_key
 
 PATTERNS = {
     r"^[a-z][a-z0-9_]{0,39}$": "a stage's name (a small letter, then small letters, digits and _, at most 40)",
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$": "a name of letters, digits, '.', '_' and '-' (at most 80, first no sign)",
+    LAYERS: "`all`, `top-N` (such as top-10)",
+    r"^[A-Za-z0-9][A-Za-z0-9._,:@+/-]*$": "a word of letters, digits and . _ , : @ + / -",
+    r"^([0-9]+-)?[0-9]+(:[0-9]{1,2}){0,2}$": "a time limit such as 90 (minutes), 12:00:00 or 2-00 (days-hours)",
+    r"^[^\x00-\x1f\x7f]+$": "one line of text",
+    r"^[A-Za-z_][A-Za-z0-9_]*$": "a variable's name (letters, digits and _)",
+    r"^--[a-z][a-z-]*(=[A-Za-z0-9._,:@+/&|()\[\]*-]+)?$": "an sbatch option such as --constraint=a100, without spaces",
+    r"^https?://": "an address that begins with http:// or https://",
 }
 _YAML_TRUTH = {"y", "yes", "n", "no", "on", "off", "true", "false"}
 
@@ -29,15 +36,15 @@ class _Spot:
     siblings: tuple[str, ...] = ()
 
 
-def explain(errors: Iterable[ErrorDetails], data: Any, places: Places) -> list[Problem]:
-    """Turn pydantic's errors into problems, one a key.
+def explain(errors: Iterable[ErrorDetails], data: Any, places: Places, schema: Any = Recipe) -> list[Problem]:
+    """Turn pydantic's errors into problems, one a key; `schema` is the block that was validated.
 
     A union reports an error for each alternative: an error inside an alternative explains more than one at the value
     itself, so the latter is dropped when there is one of the former.
     """
     found: dict[KeyPath, Problem] = {}
     for error in errors:
-        spot = _follow(error["loc"])
+        spot = _follow(error["loc"], schema)
         found.setdefault(spot.path, _problem(error, spot, data, places))
     return [
         problem for path, problem in found.items()
@@ -45,21 +52,23 @@ def explain(errors: Iterable[ErrorDetails], data: Any, places: Places) -> list[P
     ]  # fmt: skip
 
 
-def _follow(loc: tuple[str | int, ...]) -> _Spot:
+def _follow(loc: tuple[str | int, ...], schema: Any) -> _Spot:
     """Walk the schema along an error's location, leaving out the labels that unions put into it."""
     path: KeyPath = ()
-    expected: Any = Recipe
-    whole: Any = Recipe
+    expected: Any = schema
+    whole: Any = schema
     siblings: tuple[str, ...] = ()
+    container: Any = None
     for step in loc:
         options = members(expected)
-        if len(options) > 1:
+        if step == "[key]":
+            whole = get_args(container)[0] if get_origin(container) is dict else str
+        elif len(options) > 1:
             expected = _alternative(options, str(step))
-        elif step != "[key]":
-            expected, siblings = _below(options[0] if options else None, step)
-            whole, path = expected, (*path, step)
         else:
-            whole = get_args(options[0])[0] if options else str
+            container = options[0] if options else None
+            expected, siblings = _below(container, step)
+            whole, path = expected, (*path, step)
     return _Spot(path, whole, siblings)
 
 

@@ -35,6 +35,8 @@ STAGE_KEYS = {
     "save_steps": "save_every",
     "save_strategy": "save_every",
     "deepspeed": "deepspeed",
+    "fsdp": "deepspeed",
+    "fsdp_config": "deepspeed",
 }
 DPO_KEYS = {
     "beta": "beta",

@@ -18,7 +18,7 @@ from pipeline.recipe.vocabulary import nearest
 BASE = "base"
 POLICY_KINDS = ("sft", "dpo", "ppo")
 DataName = Literal["sft", "preference"]
-ASKING_TASKS = ("rules", "kl", "score")
+ASKING_TASKS = ("rules", "kl", "score", "overlap")
 """Tasks of the evaluation that need prompts to be answered."""
 
 
@@ -120,12 +120,17 @@ def used_data(recipe: Recipe, stage_name: str) -> tuple[DataName, ...]:
     return (prompts, "sft") if with_demonstrations else (prompts,)
 
 
+def asks_policies(recipe: Recipe) -> bool:
+    """Return whether the evaluation has policies answer prompts."""
+    return recipe.evaluation.judge is not None or not set(recipe.evaluation.tasks).isdisjoint(ASKING_TASKS)
+
+
 def evaluation_reads(recipe: Recipe) -> list[tuple[DataName, Literal["demonstrations", "prompts"]]]:
     """Return the data sets that the evaluation reads, and what it makes of their rows."""
     found: list[tuple[DataName, Literal["demonstrations", "prompts"]]] = []
     tasks = set(recipe.evaluation.tasks)
     prompts = prompts_from(recipe)
-    if prompts is not None and tasks.intersection(ASKING_TASKS):
+    if prompts is not None and asks_policies(recipe):
         found.append((prompts, "prompts"))
     if recipe.data.sft is not None and "perplexity" in tasks:
         found.append(("sft", "demonstrations"))

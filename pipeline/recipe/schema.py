@@ -18,7 +18,8 @@ DataFormat = Literal[
     "auto", "alpaca", "self_instruct", "messages", "sharegpt", "glaive", "prompt_completion", "text", "questions",
     "preference", "hh", "kto", "ranked", "votes", "ultrafeedback", "tldr", "alpaca_eval",
 ]  # fmt: skip
-EvaluationTask = Literal["perplexity", "preference", "kl", "rules", "score"]
+LAYERS = r"^(all|top-[1-9][0-9]{0,3})$"
+EvaluationTask = Literal["perplexity", "preference", "kl", "rules", "score", "overlap"]
 
 
 class AdapterSettings(Settings):
@@ -30,6 +31,16 @@ class AdapterSettings(Settings):
     dropout: Fraction = Field(0.0, description="Dropout on the adapter's input during SFT (DPO trains without).")
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear", description="Which linear layers get an adapter: all but the output head, or names."
+    )
+    layers: Annotated[str, Field(pattern=LAYERS)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        "all",
+        description="Which decoder layers get one: all, top-N (the N nearest the output), or indices from 0. What lies "
+        "below the lowest of them is computed once for policy, reference, value and reward model.",
+    )
+    trunk_cache_gib: Annotated[float, Field(ge=0.0)] = Field(
+        1.0,
+        description="Memory per process for what the layers below the adapter give, kept from pass to pass over the "
+        "same rows; 0 computes it anew in each.",
     )
 
 
@@ -50,7 +61,7 @@ class ModelSettings(Settings):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="Attention implementation. auto: sdpa without padding and with common beginnings computed once, "
-        "where that is exact for the model, else what transformers chooses.",
+        "where that is exact for the model, else what transformers chooses. A name: that one, on padded rows.",
     )
     adapter: AdapterSettings | Literal["none"] = Field(
         default_factory=AdapterSettings, description="The adapter, or `none` for full fine-tuning."
@@ -140,17 +151,40 @@ class DataSettings(Settings):
     )
 
 
+class JudgeSettings(Settings):
+    """A language model that compares every policy's answers with the reference's, in both orders.
+
+    Its key is never written here: it is read from the environment variable TRIVET_JUDGE_KEY.
+    """
+
+    url: str = Field(
+        pattern=r"^https?://",
+        description="OpenAI-compatible endpoint without its `/chat/completions`, such as http://127.0.0.1:8000/v1.",
+    )
+    model: str = Field(min_length=1, description="The model, as the endpoint calls it.")
+    prompts: PositiveInt = Field(100, description="Judge the answers to so many of evaluation.prompts, in both orders.")
+    timeout: PositiveFloat = Field(60.0, description="Seconds to wait for a reply.")
+    attempts: PositiveInt = Field(6, description="So often a question is put before giving up, with growing pauses.")
+    parallel: Annotated[int, Field(ge=1, le=64)] = Field(4, description="Questions put at the same time.")
+
+
 class EvaluationSettings(Settings):
     """What is measured at the end, on held-out rows, for the base model and every stage's policy."""
 
     tasks: tuple[EvaluationTask, ...] = Field(
         ("perplexity", "preference", "kl", "rules", "score"),
-        description="What to measure; an empty list skips evaluation. score: by the recipe's last reward model.",
+        description="What to measure; an empty list skips evaluation. score: by the recipe's last reward model. "
+        "overlap: BLEU, chrF and ROUGE-L where the data has good answers; needs the extra `eval`.",
     )
     prompts: PositiveInt = Field(150, description="Held-out prompts answered greedily and scored by rule.")
     kl_prompts: PositiveInt = Field(48, description="Held-out prompts answered by sampling, for the KL estimate.")
     max_new_tokens: PositiveInt = Field(64, description="Longest answer.")
     batch_size: PositiveInt = Field(16, description="Prompts per generated batch and rows per scored batch.")
+    best_of_n: tuple[Annotated[int, Field(ge=2, le=256)], ...] = Field(
+        (),
+        description="Score the best of so many answers of the reference too, such as [2, 4, 8]. Off unless written.",
+    )
+    judge: JudgeSettings | None = Field(None, description="A language model as judge; off unless written.")
 
 
 class WandbSettings(Settings):

@@ -68,8 +68,8 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(FLOAT_TAG, FLOAT_WITH_EXPONENT, FLOAT_STARTS)
 
 
-def read_source(path: Path | str) -> Source:
-    """Read a recipe file.
+def read_source(path: Path | str, what: str = "a recipe") -> Source:
+    """Read a recipe file, or what else is written like one.
 
     Raises:
         RecipeError: the file cannot be read or is not a YAML mapping; the message says what to type instead.
@@ -77,10 +77,11 @@ def read_source(path: Path | str) -> Source:
     name = str(path)
     source = parse_source(_decode(_read_bytes(Path(path), name), name), name)
     if source.data is None:
-        raise RecipeError(f"{name}: the file is empty; a recipe has at least `name`, `data` and `stages`")
+        has = " has at least `name`, `data` and `stages`" if what == "a recipe" else " is a block of `key: value` lines"
+        raise RecipeError(f"{name}: the file is empty; {what}{has}")
     if not isinstance(source.data, dict):
         line = source.places.marks[()].value_line
-        raise RecipeError(f"{name}:{line}: a recipe is a block of `key: value` lines, found {_kind_of(source.data)}")
+        raise RecipeError(f"{name}:{line}: {what} is a block of `key: value` lines, found {_kind_of(source.data)}")
     return source
 
 

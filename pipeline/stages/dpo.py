@@ -8,12 +8,10 @@ held-out pairs is measured before (0.5 by the tie rule: nothing has moved) and a
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from transformers import Trainer
 from trl import DPOConfig, DPOTrainer
 
 from data_prep.build import encode_pairs
@@ -33,8 +31,11 @@ from pipeline.stages.dpo_objective import Preference, lacks
 from pipeline.stages.dpo_reference import REFERENCE, add_reference, reference_call
 from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
-from pipeline.stages.pairs import pair_line, unseen_pairs, write_held_out, write_train_rows
+from pipeline.stages.pairs import keep_together, pair_line, unseen_pairs, write_held_out, write_train_rows
 from pipeline.stages.policy import Policy, load_policy, load_reference, save_policy
+from pipeline.stages.round_trip import require_same_policy
+from pipeline.stages.shared_trunk import share_trunk
+from pipeline.stages.spreading import Before, beside_the_engine
 from pipeline.stages.stream_trainer import StreamTrainer
 
 
@@ -75,13 +76,17 @@ def run(context: StageContext) -> StageResult:
     models = [policy.model] if reference is None else [policy.model, reference]
     engine = choose_engine(context, settings, models, lacks(settings))
     trainer = _trainer(engine, policy, reference, settings, context, train.rows)
+    keep_together(trainer, [record.group for record in train.records], settings, context.recipe.seed)
     size = 2 * settings.per_device_batch_size
     scorer = Scorer(policy.model, policy.description.pad_id, size, precision, context.ranks)
     judge = _Judge(policy, reference, scorer, settings.beta, context)
-    before = once(context, "before", lambda: judge.reference_and_margins(held_out.rows))
-    fit(trainer, context)
+    measured = Before(context, lambda: once(context, "before", lambda: judge.reference_and_margins(held_out.rows)))
+    fit(trainer, context, measured)
+    before = measured.found
     after = judge.margins(held_out.rows, before["reference"])
     save_policy(policy, context)
+    rows = [[*row.prompt_ids, *row.chosen_ids] for row in train.rows]
+    require_same_policy(policy.model, context.folder / policy.form, rows, context)
     if context.ranks.is_first:
         write_held_out(context, _lines(held_out.records, before["margins"], after))
         write_train_rows(context, train)
@@ -107,15 +112,18 @@ def run(context: StageContext) -> StageResult:
 
 def _trainer(
     engine: str, policy: Policy, reference: Any, settings: DpoSettings, context: StageContext, rows: list[EncodedPair]
-) -> Trainer:
+) -> CommittedTrainer:
     arguments = training_arguments(
         DPOConfig, settings, context, beta=settings.beta, max_length=None, **loss_arguments(settings)
     )
+    reference = beside_the_engine(reference, arguments, context)
     if engine == STREAMS:
         if reference is None:
             add_reference(policy.model)
         call = reference_call(policy.model, reference, resolve_precision(settings.precision))
-        return StreamTrainer(model=policy.model, args=arguments, rows=rows, objective=Preference(settings, call))
+        objective = Preference(settings, call)
+        trunk = share_trunk(context, settings, policy.model, rows, objective)
+        return StreamTrainer(model=policy.model, args=arguments, rows=rows, objective=objective, trunk=trunk)
     return CommittedDPOTrainer(
         model=policy.model,
         ref_model=reference,
@@ -161,7 +169,7 @@ class _Judge:
         return preference_margins(policy[0], policy[1], ref[0], ref[1], self._beta).tolist()
 
     def _score(self, scorer: Scorer, rows: list[EncodedPair], task: str) -> list[Likelihood]:
-        return scorer.score(pair_rows(rows), partial(self._context.console.progress, task))
+        return scorer.score(pair_rows(rows), self._context.progress(task))
 
 
 def _metrics(before: list[float], after: list[float]) -> dict[str, Any]:

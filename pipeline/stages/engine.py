@@ -12,6 +12,7 @@ from pipeline.context import StageContext
 from pipeline.errors import RecipeError
 from pipeline.models.forward import causal_model
 from pipeline.models.stream_forward import attend_in_streams, take_streams
+from pipeline.recipe.engines import stage_engine
 from pipeline.recipe.stage_settings import OfflineSettings
 
 STREAMS, TRL = "streams", "trl"
@@ -31,7 +32,8 @@ def choose_engine(context: StageContext, settings: OfflineSettings, models: list
     """
     if settings.engine == TRL:
         return TRL
-    why = lacks or _setting_against(settings) or _model_against(models)
+    attention = context.recipe.model.attention
+    why = lacks or _setting_against(settings, attention) or _engine_against(settings, models) or _model_against(models)
     if why is None:
         return STREAMS
     if settings.engine == STREAMS:
@@ -40,14 +42,30 @@ def choose_engine(context: StageContext, settings: OfflineSettings, models: list
     return TRL
 
 
-def _setting_against(settings: OfflineSettings) -> str | None:
+def _setting_against(settings: OfflineSettings, attention: str) -> str | None:
+    if attention != "auto":
+        return f"model.attention is {attention}, which pads rows"
     ours = {field.name for field in dataclasses.fields(TrainingArguments)}
     foreign = sorted(set(settings.trainer_args) - ours)
     if foreign:
         return f"trainer_args.{foreign[0]} is for TRL's trainer"
-    if settings.deepspeed not in ("inherit", "none") or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        return "DeepSpeed is on"
-    return "FSDP is on" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
+    return None
+
+
+def _engine_against(settings: OfflineSettings, models: list[Any]) -> str | None:
+    """Ranks' streams differ in length, so under an engine that spreads parameters no layer may be called per piece."""
+    engine = stage_engine(settings.deepspeed, os.environ)
+    if not engine.spreads_parameters:
+        return None
+    if settings.gradient_checkpointing:
+        return f"{engine} recomputes activations in a way of TRL's"
+    return f"{engine} spreads the output layer, which is trained" if any(map(_trains_its_output, models)) else None
+
+
+def _trains_its_output(model: Any) -> bool:
+    inner = causal_model(model)
+    output = inner.get_output_embeddings() if getattr(inner, "score", None) is None else None
+    return output is not None and output.weight.requires_grad
 
 
 def _model_against(models: list[Any]) -> str | None:

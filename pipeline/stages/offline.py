@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,55 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from pipeline import checkpoint
+from pipeline.batch_order import EpochSampler
 from pipeline.context import StageContext
 from pipeline.durable import full_disk_named
 from pipeline.errors import PreemptedError, RecipeError, TrivetError
+from pipeline.models.adapters import require_sound
 from pipeline.recipe import accumulation_steps, ds_config_file
+from pipeline.recipe.engines import stage_engine
 from pipeline.recipe.stage_settings import OfflineSettings
 from pipeline.runtime import barrier, resolve_precision, seed_everything
+from pipeline.stages import spreading
+from pipeline.stages.spreading import Before, BeginCallback
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _UNTRACKED = ("epoch", "total_flos", "step")
 
 
+class PassCallback(TrainerCallback):
+    """Tells a sampler which pass begins: not every data loader of the library's hands that on.
+
+    Args:
+        sampler: of the trainer.
+    """
+
+    def __init__(self, sampler: EpochSampler):
+        self._sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Name the pass, which a resumed run may be in the middle of."""
+        self._sampler.set_epoch(int(round(state.epoch or 0.0, 6)))
+
+
 class CommittedTrainer(Trainer):
     """Mixin for a library trainer: checkpoints count only once committed, values that are not finite stop the run."""
+
+    made_by: Mapping[str, Any] = {}
+    """Kept with every checkpoint."""
+    sampler: EpochSampler | None = None
+    """In whose order rows are drawn; None for the library's own."""
+
+    def draw_by(self, sampler: EpochSampler) -> None:
+        """Draw rows in the order of this sampler."""
+        self.sampler = sampler
+        self.add_callback(PassCallback(sampler))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        # The library's own draws from the process's generator, whose state differs after a resume and between ranks.
+        return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))
@@ -37,23 +74,34 @@ class CommittedTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         barrier()
         if self.is_world_process_zero():
-            checkpoint.commit(saved)
+            for weights in sorted(saved.rglob("*.safetensors")):
+                require_sound(weights)
+            checkpoint.commit(saved, self.made_by)
             checkpoint.keep_only(folder, saved)
         barrier()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card in a checkpoint: it is not a release."""
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass; a loss that is not finite ends the stage before it reaches the weights."""
-        loss = super().training_step(*args, **kwargs)
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The library's loss; one that is not finite ends the stage before it reaches gradients or weights."""
+        found = super().compute_loss(*args, **kwargs)
+        self.require_finite_loss(found[0] if isinstance(found, tuple) else found)
+        return found
+
+    def require_finite_loss(self, loss: torch.Tensor) -> None:
+        """Refuse a loss that is not finite.
+
+        Raises:
+            TrivetError: naming the step.
+        """
         if not torch.isfinite(loss):
             raise _not_finite("loss", float(loss), self.state.global_step + 1)
-        return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # With fp16 the loss scaler meets overflow by design and skips such steps itself.
+        # With fp16 the loss scaler meets overflow by design and skips such steps itself. DeepSpeed has taken the step
+        # by now, but nothing of it has been saved.
         if norm is not None and not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)):
             raise _not_finite("gradient norm", float(norm), self.state.global_step + 1)
         return norm
@@ -70,6 +118,7 @@ class StepCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock that the time left is told from."""
+        self._context.expect_steps(state.max_steps)
         self._context.console.progress("step", state.global_step, state.max_steps)
 
     def on_step_end(
@@ -150,23 +199,35 @@ def training_arguments(
     if not on_gpu and context.ranks.world_size > 1:
         values["ddp_backend"] = "gloo"
     _require_known(settings.trainer_args, config_class, where)
+    if not on_gpu and stage_engine(settings.deepspeed, os.environ).kind == "deepspeed":
+        spreading.without_compiling()
     try:
         return config_class(**{**values, **settings.trainer_args})
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{where}: {config_class.__name__} refuses these settings: {error}") from error
 
 
-def fit(trainer: Trainer, context: StageContext) -> None:
+def fit(trainer: Trainer, context: StageContext, before: Before) -> None:
     """Train to the end, from the newest complete checkpoint if there is one.
 
+    Args:
+        trainer: built with `committed` classes.
+        context: of the stage.
+        before: what is measured of the model before the first step.
+
     Raises:
+        RecipeError: the engine that was asked for is not the one that would train.
         PreemptedError: asked to stop; everything is saved.
         TrivetError: training ended before its last step, or met a value that is not finite.
     """
     callback = StepCallback(context)
     trainer.add_callback(callback)
+    trainer.add_callback(BeginCallback(before))
     trainer.remove_callback(PrinterCallback)
+    if isinstance(trainer, CommittedTrainer):
+        trainer.made_by = spreading.made_by(context)
     resume_from = _checkpoint_to_resume(context)
+    spreading.take_engine(trainer, context)
     # Evaluation before training draws from the same generators, but only in runs that were not interrupted after it.
     seed_everything(context.recipe.seed)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
@@ -184,6 +245,8 @@ def fit(trainer: Trainer, context: StageContext) -> None:
 
 def _checkpoint_to_resume(context: StageContext) -> Path | None:
     found, passed_over = checkpoint.newest_complete(context.checkpoints)
+    if found is not None:
+        spreading.require_resumable(found, context)
     if context.ranks.is_first:
         for broken in passed_over:
             context.console.say(f"{broken.name} was not complete when the run ended; it is left out")
@@ -212,8 +275,8 @@ def _require_known(arguments: Mapping[str, Any], config_class: type, where: str)
 
 def _not_finite(what: str, value: float, step: int) -> TrivetError:
     return TrivetError(
-        f"the {what} became {value} at step {step}; training stopped before it reached the weights, the last complete "
-        "checkpoint is kept. Lower learning_rate, set max_grad_norm, or use precision: fp32"
+        f"the {what} became {value} at step {step}; training stopped and nothing of this step is kept, the last "
+        "complete checkpoint is. Lower learning_rate, set max_grad_norm, or use precision: fp32"
     )
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_prep.build import EncodedSet, prompt_hashes, without_seen
 from data_prep.chat import EncodedPair
 from data_prep.cleaning import write_dropped
 from data_prep.records import PreferencePair
+from pipeline.batch_order import TogetherSampler
 from pipeline.context import HELD_OUT_PAIRS, TRAIN_PROMPTS, StageContext, seen_prompts
+from pipeline.recipe.stage_settings import OfflineSettings
+from pipeline.stages.offline import CommittedTrainer
 
 Pairs = EncodedSet[PreferencePair, EncodedPair]
 
@@ -39,6 +43,23 @@ def write_held_out(context: StageContext, lines: Iterable[Mapping[str, Any]]) ->
     """Leave one line per held-out pair (first rank only)."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (context.folder / HELD_OUT_PAIRS).write_text(text, encoding="utf-8")
+
+
+def keep_together(
+    trainer: CommittedTrainer, groups: Sequence[str | None], settings: OfflineSettings, seed: int
+) -> None:
+    """Draw pairs that come from one judgement into one step, where there are any.
+
+    Spread over the steps of a pass they would be so many looks at the same answers (arXiv 2203.02155, 3.5).
+
+    Args:
+        trainer: of the pairs.
+        groups: of the pairs, in the order of the trainer's rows.
+        settings: of the stage.
+        seed: of the run.
+    """
+    if any(count > 1 for group, count in Counter(groups).items() if group is not None):
+        trainer.draw_by(TogetherSampler(groups, settings.global_batch_size, seed))
 
 
 def pair_line(record: PreferencePair) -> dict[str, Any]:

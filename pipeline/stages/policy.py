@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.artefact import Artefact, TokenizerEntry
-from pipeline.context import StageContext, require_same_base, require_same_tokenizer
+from pipeline.context import StageContext, engine_of, require_same_base, require_same_tokenizer
 from pipeline.durable import full_disk_named
 from pipeline.errors import TrivetError
 from pipeline.models import adapters
 from pipeline.models.load import describe_tokenizer, load_base, load_tokenizer
+from pipeline.models.shards import whole_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,14 @@ def load_policy(context: StageContext, parent: Artefact | None, *, precision: st
             f"stage {context.stage}: {parent.manifest.stage} was stored as a full {parent.manifest.form}, but "
             f"model.adapter asks for {form}; remake it with `--force {parent.manifest.stage}`"
         )
+    on_host = engine_of(context).spreads_parameters
     if settings.adapter == "none":
         weights = parent.weights if parent is not None else None
-        model: Any = load_base(context.base_folder, settings, frozen=False, precision=precision, weights=weights)
+        model: Any = load_base(
+            context.base_folder, settings, frozen=False, precision=precision, weights=weights, on_host=on_host
+        )
         return Policy(model, tokenizer, description, form)
-    base = load_base(context.base_folder, settings, frozen=True, precision=precision)
+    base = load_base(context.base_folder, settings, frozen=True, precision=precision, on_host=on_host)
     if parent is None:
         model = adapters.attach_new(base, settings.adapter, dropout=dropout)
     else:
@@ -62,20 +67,41 @@ def load_policy(context: StageContext, parent: Artefact | None, *, precision: st
 def load_reference(context: StageContext, parent: Artefact | None, precision: str) -> Any:
     """A frozen second model for full fine-tuning, where no adapter can be switched to make the reference."""
     weights = parent.weights if parent is not None else None
-    model = load_base(context.base_folder, context.recipe.model, frozen=False, precision=precision, weights=weights)
+    model = load_base(
+        context.base_folder,
+        context.recipe.model,
+        frozen=False,
+        precision=precision,
+        weights=weights,
+        on_host=engine_of(context).spreads_parameters,
+    )
     return model.eval().requires_grad_(False)
 
 
 def save_policy(policy: Policy, context: StageContext) -> None:
-    """Write the trained weights and the tokenizer into the artefact's folder (first rank only)."""
+    """Write the trained weights and the tokenizer into the artefact's folder; every rank calls, the first writes."""
+    state = whole_state(policy.model, trained_only=policy.form == "adapter")
     if not context.ranks.is_first:
         return
     folder = context.folder / policy.form
     with full_disk_named(folder):
-        if policy.form == "adapter":
-            adapters.save(policy.model, folder, context.base.name)
-        else:
-            policy.model.save_pretrained(str(folder), safe_serialization=True)
-            for weights in sorted(folder.glob("*.safetensors")):
-                adapters.require_sound(weights)
+        save_weights(policy.model, folder, context, policy.form, state)
         policy.tokenizer.save_pretrained(str(folder))
+
+
+def save_weights(model: Any, folder: Path, context: StageContext, form: str, state: dict[str, Any] | None) -> None:
+    """Write a policy's or a reward model's weights, refusing empty ones and those that are not finite.
+
+    Args:
+        model: trained.
+        folder: to write to.
+        context: of the stage.
+        form: `adapter` or `model`.
+        state: the model's tensors, where no rank holds them whole.
+    """
+    if form == "adapter":
+        adapters.save(model, folder, context.base.name, state)
+        return
+    model.save_pretrained(str(folder), safe_serialization=True, state_dict=state)
+    for weights in sorted(folder.glob("*.safetensors")):
+        adapters.require_sound(weights)

@@ -98,6 +98,8 @@ class _Loop:
         self._learner = learner
         self._keeper = keeper
         self._examiner = examiner
+        self._saved: int | None = None
+        """Rollouts in the newest checkpoint."""
 
     def run(self, prompts: list[PromptRow], total: int) -> Progress:
         """Train to the end, or until the KL budget is spent."""
@@ -106,27 +108,40 @@ class _Loop:
         if progress.rollouts == 0 and progress.before is None:
             self._consider(progress)
         context.console.progress("rollout", progress.rollouts, total)
+        context.expect_steps(total)
         while progress.rollouts < total and not progress.over_budget:
             # Whatever a user's reward draws is so the same in a run that was interrupted.
             seed_everything(_seed(context.recipe.seed, progress.rollouts))
-            headline = self._rollout(progress, prompts)
+            headline = self._rollout(progress, prompts, total)
             if progress.over_budget:
                 break
             last = progress.rollouts == total
             if last or progress.rollouts % settings.eval_every == 0:
                 self._consider(progress)
-            stop = context.stop.agreed()
-            if stop or last or progress.rollouts % settings.save_every == 0:
-                self._keeper.save(progress)
+            if last or progress.rollouts % settings.save_every == 0:
+                self._save(progress)
             context.console.progress("rollout", progress.rollouts, total, headline)
-            if stop and not last:
-                raise PreemptedError(
-                    f"stage {context.stage} was asked to stop; rollout {progress.rollouts} of {total} is saved, run "
-                    "the same command again to go on"
-                )
+            if not last:
+                self._stop_if_asked(progress, total)
         if progress.over_budget:
             context.console.say(progress.over_budget)
         return progress
+
+    def _stop_if_asked(self, progress: Progress, total: int) -> None:
+        """Save and end the stage if any rank was asked to; between rollouts, or before one has changed anything."""
+        context = self._context
+        if not context.stop.agreed():
+            return
+        if self._saved != progress.rollouts:
+            self._save(progress)
+        raise PreemptedError(
+            f"stage {context.stage} was asked to stop; rollout {progress.rollouts} of {total} is saved, run "
+            "the same command again to go on"
+        )
+
+    def _save(self, progress: Progress) -> None:
+        self._keeper.save(progress)
+        self._saved = progress.rollouts
 
     def _resume(self) -> Progress:
         context = self._context
@@ -142,9 +157,10 @@ class _Loop:
         barrier()
         if context.ranks.is_first:
             checkpoint.keep_only(context.checkpoints, found)
+        self._saved = progress.rollouts if found else None
         return progress
 
-    def _rollout(self, progress: Progress, prompts: list[PromptRow]) -> str:
+    def _rollout(self, progress: Progress, prompts: list[PromptRow], total: int) -> str:
         """One rollout, from prompts to a trained policy; returns what to show of it."""
         settings, number = self._settings, progress.rollouts
         run_seed = self._context.recipe.seed
@@ -152,6 +168,8 @@ class _Loop:
         with times("rollout"):
             picked = _picked(prompts, number, settings.rollout_batch_size, run_seed)
             episodes = self._bench.answer(picked, seed)
+        # The answers will be the same again; they take long, and learning from them as long once more.
+        self._stop_if_asked(progress, total)
         with times("score"):
             scores = self._bench.judge(episodes)
             layout = lay_out(
@@ -262,6 +280,8 @@ def _log_measurement(context: StageContext, progress: Progress, found: Measureme
         "score": found.score, "kl_seq": found.kl, "objective": found.objective, "eos_rate": found.eos_rate,
         "len_mean": found.response_tokens,
     }  # fmt: skip
+    if found.rule_accuracy is not None:
+        values["rule_accuracy"] = found.rule_accuracy
     progress.measured.append({"rollout": found.rollout, **values})
     if context.ranks.is_first:
         context.tracker.log(found.rollout, "eval", values)

@@ -21,6 +21,7 @@ from pipeline.models.roles import POLICY, REFERENCE, VALUE, Roles, Trunk, withou
 from pipeline.recipe.lineage import reward_role, reward_sources
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.stages.policy import Policy, load_policy, load_reference
+from pipeline.stages.shared_trunk import trunk_cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +71,9 @@ def make_roles(context: StageContext, settings: PpoSettings, precision: str) -> 
     else:
         trunks, heads, reference = _separate(context, policy.model, parent, models, settings, precision)
     _prepare(policy.model, trunks, heads, settings)
-    roles = Roles(trunks, vocabulary_head(policy.model), vocabulary_head(reference), heads, policy.model, precision)
-    return policy, roles
+    below = trunk_cache(context, policy.model)
+    head, reference_head = vocabulary_head(policy.model), vocabulary_head(reference)
+    return policy, Roles(trunks, head, reference_head, heads, policy.model, precision, below)
 
 
 def _on_one_base(
@@ -101,7 +103,7 @@ def _on_one_base(
             module=trunk,
             shared=model,
             adapter=name,
-            trainable=_adapter_parameters(model, name) if name and role in (POLICY, VALUE) else (),
+            trainable=adapter_parameters(model, name) if name and role in (POLICY, VALUE) else (),
         )
         for role, name in adapters_of.items()
     }
@@ -180,7 +182,7 @@ def _value_head(start: RewardModel | None, hidden_size: int, settings: PpoSettin
     return head
 
 
-def _adapter_parameters(model: Any, name: str) -> tuple[Parameter, ...]:
+def adapter_parameters(model: Any, name: str) -> tuple[Parameter, ...]:
     """Parameters of one adapter; a layer of the base may bear its name (`attention.value`)."""
     found = [(key.rpartition(".lora_")[2], parameter) for key, parameter in model.named_parameters() if ".lora_" in key]
     return tuple(parameter for inner, parameter in found if f".{name}." in f"{inner}.")

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from data_prep.checks import passes
 from evaluation.intervals import bootstrap_mean_ci, paired_bootstrap_ci
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.rollouts.collect import sequence_divergences
+from pipeline.rollouts.rewards import Episode
 from pipeline.stages.ppo_setup import Bench, PromptRow
 
 _SEED = 0
@@ -34,6 +36,8 @@ class Measurement:
     """What policies are compared by: mean score after penalties less kl_coef times the divergence."""
     eos_rate: float
     response_tokens: float
+    rule_accuracy: float | None = None
+    """Share of answers that pass their prompts' rules; None where no prompt has one. Not optimised unless rewarded."""
 
     @property
     def score(self) -> float:
@@ -77,7 +81,13 @@ class Examiner:
             objective=sum(found.used) / count - settings.kl_coef * sum(divergences) / count,
             eos_rate=sum(episode.answer.stopped for episode in episodes) / count,
             response_tokens=sum(len(episode.answer.ids) for episode in episodes) / count,
+            rule_accuracy=_rule_accuracy(episodes),
         )
+
+
+def _rule_accuracy(episodes: Sequence[Episode]) -> float | None:
+    right = [passes(one.prompt.check, one.text) for one in episodes if one.prompt.check is not None]
+    return sum(right) / len(right) if right else None
 
 
 def is_better(new: Measurement, best: Measurement | None, settings: PpoSettings) -> bool:

@@ -68,6 +68,7 @@ class Bench:
 
     def answer(self, prompts: Sequence[PromptRow], seed: int, progress: Progress | None = None) -> list[Episode]:
         """One sampled answer per prompt, on every rank."""
+        self.roles.forget()
         sampling = Sampling(self.settings.max_new_tokens, self.settings.temperature, seed)
         answers = self.engine.answers([ids for _, ids in prompts], sampling, progress)
         return [

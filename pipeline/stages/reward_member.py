@@ -10,12 +10,10 @@ import gc
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import Trainer
 from trl import RewardConfig
 
 from evaluation.scores import SequenceScorer
@@ -27,11 +25,15 @@ from pipeline.models.forward import causal_model
 from pipeline.recipe.stage_settings import RewardSettings
 from pipeline.runtime import seed_everything
 from pipeline.stages.engine import STREAMS, choose_engine
-from pipeline.stages.offline import fit, training_arguments
+from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
+from pipeline.stages.pairs import keep_together
 from pipeline.stages.reward_objective import Comparison, MarginPair
 from pipeline.stages.reward_questions import Questions
 from pipeline.stages.reward_trainer import CommittedRewardTrainer, trainer_rows
-from pipeline.stages.reward_weights import save_member, starting_model
+from pipeline.stages.reward_weights import member_aside, save_member, starting_model
+from pipeline.stages.round_trip import require_same_scores
+from pipeline.stages.shared_trunk import share_trunk
+from pipeline.stages.spreading import Before
 from pipeline.stages.stream_trainer import StreamTrainer
 from pipeline.tracking import Tracker
 
@@ -52,6 +54,8 @@ class Training:
     precision: str
     rows: list[MarginPair]
     """To train on."""
+    groups: list[str | None]
+    """Of the rows: those of one group come from one judgement."""
     questions: Questions
 
 
@@ -135,19 +139,21 @@ def _train(context: StageContext, training: Training, index: int) -> MemberScore
         training.precision,
         context.ranks,
     )
-    task = partial(context.console.progress, "held-out answers")
+    task = context.progress("held-out answers")
     pairs = [*asked.chosen, *asked.rejected]
-    before = once(context, f"member_{index + 1}_before", lambda: {"scores": scorer.score(pairs, task)})["scores"]
+    name = f"member_{index + 1}_before"
+    before = Before(context, lambda: once(context, name, lambda: {"scores": scorer.score(pairs, task)}))
     engine = choose_engine(context, settings, [model])
     trainer = _trainer(engine, model, training, context)
-    fit(trainer, context)
-    scores = _ask(scorer, asked, trainer.state.global_step, before, context)
-    if context.ranks.is_first:
-        save_member(model, training.tokenizer, context, training.form, index)
+    keep_together(trainer, training.groups, settings, context.recipe.seed)
+    fit(trainer, context, before)
+    scores = _ask(scorer, asked, trainer.state.global_step, before.found["scores"], context)
+    save_member(model, training.tokenizer, context, training.form, index)
+    require_same_scores(model, scorer.head, member_aside(context, training.form, index), pairs, context)
     return scores
 
 
-def _trainer(engine: str, model: Any, training: Training, context: StageContext) -> Trainer:
+def _trainer(engine: str, model: Any, training: Training, context: StageContext) -> CommittedTrainer:
     settings = training.settings
     arguments = training_arguments(
         RewardConfig, settings, context, max_length=None,
@@ -157,7 +163,8 @@ def _trainer(engine: str, model: Any, training: Training, context: StageContext)
         objective = Comparison(
             use_margins=any(row.margin for row in training.rows), center_coefficient=settings.center_coefficient
         )
-        return StreamTrainer(model=model, args=arguments, rows=training.rows, objective=objective)
+        trunk = share_trunk(context, settings, model, training.rows, objective)
+        return StreamTrainer(model=model, args=arguments, rows=training.rows, objective=objective, trunk=trunk)
     return CommittedRewardTrainer(
         model=model,
         args=arguments,
@@ -178,7 +185,7 @@ def _ask(
     )
     # Several of them are the same answer: each is scored once.
     rows = list(dict.fromkeys(tuple(row) for part in parts for row in part))
-    found = dict(zip(rows, scorer.score(rows, partial(context.console.progress, "answers scored")), strict=True))
+    found = dict(zip(rows, scorer.score(rows, context.progress("answers scored")), strict=True))
     _require_finite([*found.values()], context)
     chosen, rejected, reference, original, changed = ([found[tuple(row)] for row in part] for part in parts)
     half = len(asked.chosen)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artefact import Artefact
-from pipeline.context import StageContext
+from pipeline.context import StageContext, engine_of
 from pipeline.durable import fsync_path, full_disk_named
 from pipeline.models import adapters
 from pipeline.models.heads import new_head, with_head
 from pipeline.models.load import load_classifier
 from pipeline.models.reward_model import member_name
+from pipeline.models.shards import whole_state
+from pipeline.stages.policy import save_weights
 
 
 def starting_model(context: StageContext, start: Artefact | None, form: str, precision: str) -> Any:
@@ -20,7 +22,14 @@ def starting_model(context: StageContext, start: Artefact | None, form: str, pre
     settings = context.recipe.model
     whole = form == "model"
     weights = start.weights if start is not None and whole else None
-    model: Any = load_classifier(context.base_folder, settings, frozen=not whole, precision=precision, weights=weights)
+    model: Any = load_classifier(
+        context.base_folder,
+        settings,
+        frozen=not whole,
+        precision=precision,
+        weights=weights,
+        on_host=engine_of(context).spreads_parameters,
+    )
     with_head(model, new_head(model.score.in_features, context.recipe.seed))
     if settings.adapter == "none":
         return model
@@ -28,15 +37,13 @@ def starting_model(context: StageContext, start: Artefact | None, form: str, pre
 
 
 def save_member(model: Any, tokenizer: Any, context: StageContext, form: str, index: int) -> None:
-    """Put a trained member's weights, head included, and its tokenizer aside (first rank only)."""
-    folder = _set_aside(context, form, index)
+    """Put a trained member's weights, head included, and its tokenizer aside; every rank calls, the first writes."""
+    state = whole_state(model, trained_only=form == "adapter")
+    if not context.ranks.is_first:
+        return
+    folder = member_aside(context, form, index)
     with full_disk_named(folder):
-        if form == "adapter":
-            adapters.save(model, folder, context.base.name)
-        else:
-            model.save_pretrained(str(folder), safe_serialization=True)
-            for weights in sorted(folder.glob("*.safetensors")):
-                adapters.require_sound(weights)
+        save_weights(model, folder, context, form, state)
         tokenizer.save_pretrained(str(folder))
         for path in [*folder.iterdir(), folder, folder.parent]:
             fsync_path(path)
@@ -50,10 +57,10 @@ def keep_members(context: StageContext, form: str, count: int) -> None:
     with full_disk_named(context.folder):
         for index in range(count):
             place = context.folder / member_name(form, index)
-            shutil.copytree(_set_aside(context, form, index), place, copy_function=_link_or_copy)
+            shutil.copytree(member_aside(context, form, index), place, copy_function=_link_or_copy)
 
 
-def _set_aside(context: StageContext, form: str, index: int) -> Path:
+def member_aside(context: StageContext, form: str, index: int) -> Path:
     """Folder of a finished member's weights until the artefact is put together."""
     return context.work / member_name(form, index)
 

@@ -6,7 +6,6 @@ loss is measured before and after.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 from transformers import Trainer
@@ -16,7 +15,7 @@ from data_prep.build import encode_demonstrations, prompt_hashes
 from data_prep.chat import ChatFormatter, EncodedDemonstration
 from data_prep.cleaning import write_dropped
 from evaluation.likelihood import Scorer, demonstration_rows, mean_loss
-from pipeline.batch_order import GroupedSampler, sft_padding
+from pipeline.batch_order import sft_padding
 from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
 from pipeline.models.load import device
 from pipeline.recipe.stage_settings import SftSettings
@@ -24,8 +23,11 @@ from pipeline.runtime import resolve_precision
 from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
 from pipeline.stages.policy import Policy, load_policy, save_policy
-from pipeline.stages.sft_batches import PassCallback, batch_arguments, grouped_sampler, require_rows_apart, trainer_rows
+from pipeline.stages.round_trip import require_same_policy
+from pipeline.stages.sft_batches import batch_arguments, grouped_sampler, require_rows_apart, trainer_rows
 from pipeline.stages.sft_objective import Imitation
+from pipeline.stages.shared_trunk import share_trunk
+from pipeline.stages.spreading import Before
 from pipeline.stages.stream_trainer import StreamTrainer
 
 
@@ -38,14 +40,8 @@ class CommittedSFTTrainer(CommittedTrainer, SFTTrainer):
 
     def __init__(self, *args: Any, grouped: SftSettings | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.sampler: GroupedSampler | None = None
         if grouped is not None:
-            self.sampler = grouped_sampler(self.train_dataset, grouped, self.args.seed)
-            self.add_callback(PassCallback(self.sampler))
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        # The library's own draws from the process's generator, whose state differs after a resume and between ranks.
-        return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
+            self.draw_by(grouped_sampler(self.train_dataset, grouped, self.args.seed))
 
 
 def run(context: StageContext) -> StageResult:
@@ -61,22 +57,23 @@ def run(context: StageContext) -> StageResult:
     scorer = Scorer(
         policy.model, policy.description.pad_id, 2 * settings.per_device_batch_size, precision, context.ranks
     )
-    before = once(context, "before", lambda: _held_out_loss(scorer, held_out.rows, context))
+    before = Before(context, lambda: once(context, "before", lambda: _held_out_loss(scorer, held_out.rows, context)))
     engine = choose_engine(context, settings, [policy.model], _lacks(settings))
     trainer = _trainer(engine, policy, settings, context, train.rows, precision)
     assert context.recipe.data.sft is not None
     report["padding"] = sft_padding(settings, train.rows, context.recipe.data.sft, context.recipe.seed)
-    fit(trainer, context)
+    fit(trainer, context, before)
     after = _held_out_loss(scorer, held_out.rows, context)
     save_policy(policy, context)
+    require_same_policy(policy.model, context.folder / policy.form, [row.input_ids for row in train.rows], context)
     if context.ranks.is_first:
         write_dropped(context.folder, train.dropped)
         seen = seen_prompts(context.parents) | set(prompt_hashes(train.records))
         (context.folder / TRAIN_PROMPTS).write_text("\n".join(sorted(seen)) + "\n")
-        context.tracker.log(0, "eval", {"loss": before["loss"]} if before["loss"] is not None else {})
+        context.tracker.log(0, "eval", {"loss": before.found["loss"]} if held_out.rows else {})
         context.tracker.log(trainer.state.global_step, "eval", {"loss": after["loss"]} if held_out.rows else {})
     metrics = {
-        "eval_loss_before": before["loss"],
+        "eval_loss_before": before.found["loss"],
         "eval_loss": after["loss"],
         "eval_tokens": after["tokens"],
         "steps": trainer.state.global_step,
@@ -109,7 +106,9 @@ def _trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
     if engine == STREAMS:
-        return StreamTrainer(model=policy.model, args=arguments, rows=rows, objective=Imitation())
+        objective = Imitation()
+        trunk = share_trunk(context, settings, policy.model, rows, objective)
+        return StreamTrainer(model=policy.model, args=arguments, rows=rows, objective=objective, trunk=trunk)
     if settings.packing:
         require_rows_apart(policy.model, rows, policy.description.pad_id, precision, context.stage)
     return CommittedSFTTrainer(
@@ -132,5 +131,5 @@ def _held_out_loss(scorer: Scorer, rows: list[EncodedDemonstration], context: St
     """Loss per response token on held-out rows; nulls when there are none."""
     if not rows:
         return {"loss": None, "tokens": 0}
-    found = scorer.score(demonstration_rows(rows), partial(context.console.progress, "held-out rows"))
+    found = scorer.score(demonstration_rows(rows), context.progress("held-out rows"))
     return {"loss": mean_loss(found), "tokens": sum(row.tokens for row in found)}

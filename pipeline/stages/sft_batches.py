@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -51,23 +50,6 @@ def trainer_rows(rows: Sequence[EncodedDemonstration], settings: SftSettings, ma
     # As TRL does it: shuffled first, so that rows of like length from one source do not all meet in one sequence.
     shuffled = found.shuffle(seed=seed)
     return pack_dataset(shuffled, max_length, "bfd", {"batch_size": len(shuffled)})
-
-
-class PassCallback(TrainerCallback):
-    """Tells the sampler which pass begins: not every data loader of the library's hands that on.
-
-    Args:
-        sampler: of the trainer.
-    """
-
-    def __init__(self, sampler: GroupedSampler):
-        self._sampler = sampler
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Name the pass, which a resumed run may be in the middle of."""
-        self._sampler.set_epoch(int(round(state.epoch or 0.0, 6)))
 
 
 def grouped_sampler(dataset: Any, settings: SftSettings, seed: int) -> GroupedSampler:

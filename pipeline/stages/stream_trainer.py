@@ -8,7 +8,7 @@ mean over all its rows (or tokens), on every rank and in every micro-batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.runtime import sum_over_ranks
 from pipeline.stages.offline import CommittedTrainer
-from pipeline.streams import Stream, balanced
+from pipeline.streams import StandIn, Stream, balanced
 
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
@@ -56,6 +56,19 @@ class Objective(Protocol[R_contra]):
         """
 
 
+class Shared(Protocol):
+    """Knows what the layers that nothing in training changes give."""
+
+    def below(self, stream: Stream, rows: Sequence[Any], objective: Objective[Any]) -> StandIn:
+        """What stands in for them in a micro-batch.
+
+        Args:
+            stream: of the micro-batch, on the model's device.
+            rows: that it was made of.
+            objective: that made it.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class MicroBatch(Generic[R]):
     """Rows that go through the model together."""
@@ -72,13 +85,17 @@ class StreamTrainer(CommittedTrainer):
         args: of the library's own kind; its batch size is in rows.
         rows: to train on.
         objective: what is learned from them.
+        trunk: what the layers below the adapter give, for all that are called with a stream; None where no layer is.
     """
 
-    def __init__(self, *, model: Any, args: Any, rows: Sequence[R], objective: Objective[R]):
+    def __init__(
+        self, *, model: Any, args: Any, rows: Sequence[R], objective: Objective[R], trunk: Shared | None = None
+    ):
         args.remove_unused_columns = False
         args.label_names = []
         super().__init__(model=model, args=args, train_dataset=_Rows(rows), data_collator=_as_they_are)
         self._objective = objective
+        self._trunk = trunk
         self._sums: dict[str, float] = {}
         self._items = 0.0
         self.loss_is_scaled_for_ga = True
@@ -108,7 +125,11 @@ class StreamTrainer(CommittedTrainer):
         """This micro-batch's part of the step's mean loss, as ranks that average their gradients need it."""
         micro: MicroBatch[Any] = inputs
         stream = micro.stream.to(self.args.device)
+        if self._trunk is not None:
+            with self.accelerator.autocast():
+                stream = replace(stream, below=self._trunk.below(stream, micro.rows, self._objective))
         found = self._objective.compute(lambda each: model(stream=each), micro.rows, stream)
+        self.require_finite_loss(found.loss)
         self._items += sum(map(self._objective.items, micro.rows))
         for name, value in found.metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value

@@ -24,11 +24,16 @@ TOLERANCE = 1e-4
 SECONDS = 60.0
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory, run_in):
+FROZEN_TRUNK = ("--set", "model.adapter.layers=top-1", "--set", "stages.dpo.epochs=2")
+"""The lower layer once for policy and reference, and in DPO's two passes from the cache."""
+
+
+@pytest.fixture(scope="module", params=[(), FROZEN_TRUNK], ids=["whole", "frozen-trunk"])
+def both(tmp_path_factory, run_in, request):
     """The same recipe on one process and on two."""
     folder = tmp_path_factory.mktemp("ranks")
-    one, two = run_in(folder / "one" / "run", EACH_STEP), run_in(folder / "two" / "run", EACH_STEP)
+    options = (*EACH_STEP, *request.param)
+    one, two = run_in(folder / "one" / "run", options), run_in(folder / "two" / "run", options)
     one.go()
     two.go(launcher="torchrun")
     return one, two

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from fake_endpoint import endpoint
 
 from data_prep.build import prompt_hashes, prompts
 from data_prep.chat import ChatFormatter
+from evaluation import measuring, sampled
 from evaluation import policies as policies_module
 from evaluation import run as evaluation
-from evaluation import sampled
 from evaluation.policies import Policies
 from pipeline.console import Console
 from pipeline.context import StageContext
@@ -115,7 +116,7 @@ def sampled_rows(context):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampled, "answer_rows", keep)
-        again = evaluation._Evaluation(context, formatter(context), 0, "fp32", dict(context.parents))
+        again = measuring.Measurements(context, formatter(context), 0, "fp32", dict(context.parents))
         for name in again.policies.names:
             again._sampled(name)
     return seen
@@ -200,7 +201,7 @@ def test_answers_are_sampled_once_for_both_measures_and_kept(context_of, monkeyp
     monkeypatch.setattr(sampled, "draw", lambda *arguments: drawn.append(1) or draw(*arguments))
     first = evaluation.run(context).metrics
     assert len(drawn) == 4, "once per policy, the reference included"
-    monkeypatch.setattr(evaluation, "Policies", lambda *arguments: SimpleNamespace(names=[*first["policies"]]))
+    monkeypatch.setattr(measuring, "Policies", lambda *arguments: SimpleNamespace(names=[*first["policies"]]))
     assert evaluation.run(context).metrics == first, "a repeated attempt computes nothing"
 
 
@@ -227,10 +228,10 @@ def test_each_task_alone(context_of):
 def test_prompts_that_a_reward_model_was_trained_on_judge_nobody(context_of, parents):
     context = context_of()
     held_out = prompts(context.recipe.data).held_out
-    before = len(evaluation._Evaluation(context, formatter(context), 0, "fp32", dict(context.parents))._chosen)
+    before = len(measuring.Measurements(context, formatter(context), 0, "fp32", dict(context.parents))._chosen)
     seen = [prompt for prompt in held_out if prompt.check is not None][:2]
     (parents["reward"].path / "train_prompts.txt").write_text("\n".join(prompt_hashes(seen)))
-    left = evaluation._Evaluation(context, formatter(context), 0, "fp32", dict(context.parents))._chosen
+    left = measuring.Measurements(context, formatter(context), 0, "fp32", dict(context.parents))._chosen
     assert not {id(p) for p in seen} & {id(p) for p, _ in left}
     assert before == 6 and len(left) <= 6
 
@@ -270,3 +271,54 @@ def test_fully_trained_models_take_turns_in_memory(parents, tiny_folder, monkeyp
     with found.use("sft"):
         pass
     assert loads == ["policy", "members", "policy"], "only one of them is held"
+
+
+def test_best_of_n_is_the_judges_best_of_the_references_own_answers(context_of, parents):
+    """By a plain loop over all subsets; the first answer is the one that every policy is measured by."""
+    from itertools import combinations
+
+    context = context_of(best_of_n=[2, 3], folder="best")
+    metrics = evaluation.run(context).metrics
+    assert [row["n"] for row in metrics["best_of_n"]] == [2, 3]
+    further = [kept(context, f"further-{number}")["answers"] for number in (1, 2)]
+    asked, first = sampled_rows(context)[1]
+    assert first != further[0] != further[1]
+    scores = [
+        slow_scores(parents["reward"].model, [[*p, *a] for p, a in zip(asked, answers, strict=True)])
+        for answers in (first, *further)
+    ]
+    by_prompt = list(zip(*scores, strict=True))
+    for row in metrics["best_of_n"]:
+        best = [[max(subset) for subset in combinations(found, row["n"])] for found in by_prompt]
+        assert row["score"] == pytest.approx(sum(sum(b) / len(b) for b in best) / 6, abs=1e-3)
+    lines = [json.loads(line) for line in (context.folder / "best_of_n.jsonl").read_text().splitlines()]
+    assert len(lines) == 12 and {line["prompt_id"] for line in lines} == set(range(6))
+    assert evaluation.run(context_of(folder="none")).metrics["best_of_n"] == []
+
+
+def test_sampled_answers_are_left_with_their_figures(context_of):
+    context = context_of()
+    metrics = evaluation.run(context).metrics
+    lines = [json.loads(line) for line in (context.folder / "sampled.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 * 4 and {line["prompt_id"] for line in lines} == set(range(6))
+    for name, row in metrics["policies"].items():
+        mine = [line for line in lines if line["policy"] == name]
+        assert sum(line["kl"] for line in mine) / 6 == pytest.approx(row["kl_to_reference"])
+        assert sum(line["score"] for line in mine) / 6 == pytest.approx(row["score"])
+        assert row["entropy"] > 0 and 0 < row["distinct_1"] <= 1
+    greedy = [json.loads(line) for line in (context.folder / "answers.jsonl").read_text().splitlines()]
+    prompts_of = [{line["prompt_id"]: line["prompt"] for line in found} for found in (greedy, lines)]
+    assert all(prompts_of[1][at] == prompt for at, prompt in prompts_of[0].items()), "one place, one prompt"
+
+
+def test_a_judge_compares_every_policy_with_the_reference(context_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRIVET_CACHE", str(tmp_path / "cache"))
+    with endpoint(lambda first, second: "A" if len(first) > len(second) else "B") as (_, url):
+        context = context_of(judge={"url": url, "model": "m"}, folder="judged")
+        metrics = evaluation.run(context).metrics
+    assert set(metrics["judge"]["policies"]) == {"base", "dpo", "ppo"}
+    assert metrics["policies"]["ppo"]["win_rate"] == 0.5, "its answers are the reference's"
+    assert metrics["policies"]["sft"]["win_rate"] is None
+    assert (context.folder / "alpaca_eval" / "annotations.json").is_file()
+    monkeypatch.setattr(measuring, "judge_policies", None)
+    assert evaluation.run(context).metrics == metrics, "a repeated attempt asks nobody"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from evaluation import sharing
 from evaluation.scores import RewardScorer, SequenceScorer, attach_members, load_members
 from evaluation.sharing import over_ranks
 from pipeline.models import adapters
@@ -113,6 +114,29 @@ def test_sharing_keeps_the_order_and_counts():
     found = over_ranks(rows, 2, ALONE, lambda batch: [10 * i for i in batch], lambda *at: seen.append(at))
     assert found == [0, 10, 20, 30, 40]
     assert seen == [(0, 5), (2, 5), (4, 5), (5, 5)]
+
+
+@pytest.mark.parametrize(("count", "mine", "others", "calls"), [(5, 3, 2, 2), (5, 2, 3, 2), (1, 0, 1, 1), (0, 0, 0, 0)])
+def test_a_spread_model_is_called_equally_often_on_every_rank(monkeypatch, count, mine, others, calls):
+    """Else the ranks wait for one another for ever; results stay those of this rank's own rows."""
+    rank = 0 if mine >= others else 1
+    most = max(1, -(-max(mine, others) // 2)) if count else 0
+    gathered: list[list[Any]] = []
+
+    def gather(values: list[Any]) -> list[Any]:
+        gathered.append(values)
+        return [most] if len(gathered) == 1 and count else values
+
+    monkeypatch.setattr(sharing, "gather_lists", gather)
+    seen: list[list[int]] = []
+
+    def compute(batch: list[int]) -> list[int]:
+        seen.append(batch)
+        return [10 * index for index in batch]
+
+    rows = [[0] * (index + 1) for index in range(count)]
+    found = over_ranks(rows, 2, Ranks(rank, rank, 2), compute, together=True)
+    assert len(seen) == calls and found == [10 * index for index in range(rank, count, 2)]
 
 
 # Sealed reward models

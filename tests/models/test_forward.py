@@ -8,7 +8,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     CohereConfig,
     FalconH1Config,
@@ -21,34 +20,22 @@ from transformers import (
 from pipeline.batches import pad_left, positions
 from pipeline.errors import TrivetError
 from pipeline.models.forward import causal_model, evaluating, hidden_states, trunk_of, vocabulary_head
+from tests.models.small_models import build, gpt2_shape, shape
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
 CONFIGS: dict[str, Any] = {
-    "llama": LlamaConfig(**SHAPE),
-    "llama_tied": LlamaConfig(**SHAPE, tie_word_embeddings=True),
-    "gpt2": GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
-    "gemma2": Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=2.0),
-    "cohere": CohereConfig(**SHAPE, logit_scale=0.25),
-    "granite": GraniteConfig(**SHAPE, logits_scaling=8.0),
+    "llama": LlamaConfig(**shape()),
+    "llama_tied": LlamaConfig(**shape(), tie_word_embeddings=True),
+    "gpt2": GPT2Config(**gpt2_shape()),
+    "gemma2": Gemma2Config(**shape(), head_dim=8, final_logit_softcapping=2.0),
+    "cohere": CohereConfig(**shape(), logit_scale=0.25),
+    "granite": GraniteConfig(**shape(), logits_scaling=8.0),
 }
 CHANGED = ("gemma2", "cohere", "granite")
 """Models that do something to their logits after the output layer."""
 
 
-def build(config: Any, factor: float = 8.0) -> Any:
-    """Random, with weights large enough that a soft cap or scale matters."""
-    torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(factor)
-    return model.eval()
-
-
+FACTOR = 8.0
+"""Of the weights: a soft cap or scale then matters."""
 IDS, MASK = pad_left([[1, 7, 8, 9], [1, 20, 21, 22, 23, 24, 25]], 0)
 
 
@@ -64,14 +51,14 @@ def whole(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_halves_are_the_whole(name):
-    model = build(CONFIGS[name])
+    model = build(CONFIGS[name], FACTOR)
     assert torch.allclose(halves(model)[MASK], whole(model)[MASK], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_the_output_layer_alone_would_be_wrong(name):
     """Control: these models are among them because a head that is only their output layer is off by a lot."""
-    model = build(CONFIGS[name])
+    model = build(CONFIGS[name], FACTOR)
     with torch.no_grad():
         plain = model.get_output_embeddings()(hidden_states(trunk_of(model), IDS, MASK, positions(MASK)))
     assert (plain - whole(model))[MASK].abs().max() > 1.0
@@ -79,7 +66,7 @@ def test_the_output_layer_alone_would_be_wrong(name):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
 def test_an_adapter_in_the_trunk_counts(name):
-    model = build(CONFIGS[name])
+    model = build(CONFIGS[name], FACTOR)
     bare = whole(model)
     wrapped = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     assert causal_model(wrapped) is model
@@ -88,7 +75,7 @@ def test_an_adapter_in_the_trunk_counts(name):
 
 
 def test_an_adapter_on_the_output_layer_counts():
-    model = build(CONFIGS["llama"])
+    model = build(CONFIGS["llama"], FACTOR)
     bare = whole(model)
     wrapped = get_peft_model(model, LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)).eval()
     assert torch.allclose(halves(wrapped)[MASK], whole(wrapped)[MASK], rtol=1e-6, atol=1e-6)
@@ -97,7 +84,7 @@ def test_an_adapter_on_the_output_layer_counts():
 
 def test_positions_reach_the_model():
     """Control: with absolute positions a padded row without them is another one."""
-    model = build(CONFIGS["gpt2"])
+    model = build(CONFIGS["gpt2"], FACTOR)
     alone = trunk_of(model)(input_ids=IDS[:1, 3:]).last_hidden_state
     given = hidden_states(trunk_of(model), IDS, MASK, positions(MASK))[:1, 3:]
     counted = hidden_states(trunk_of(model), IDS, MASK, torch.arange(7).expand(2, 7))[:1, 3:]
@@ -113,7 +100,7 @@ def test_a_classifier_has_the_same_trunk():
 
 def test_every_module_keeps_its_own_mode():
     """Where some layers recompute their activations, and so are in training mode, they must stay so."""
-    model = build(CONFIGS["llama"])
+    model = build(CONFIGS["llama"], FACTOR)
     model.model.layers[1].train()
     before = [module.training for module in model.modules()]
     assert 0 < sum(before) < len(before)
@@ -133,8 +120,8 @@ def test_a_model_that_does_something_else_is_refused():
         lm_head_multiplier=0.5, pad_token_id=0,
     )  # fmt: skip
     with pytest.raises(TrivetError, match=r"model\.base: FalconH1ForCausalLM changes its logits .* kind sft and dpo"):
-        vocabulary_head(build(config))
-    model = build(CONFIGS["llama"])
+        vocabulary_head(build(config, FACTOR))
+    model = build(CONFIGS["llama"], FACTOR)
     forward = model.forward
 
     def masking(**inputs: Any) -> Any:

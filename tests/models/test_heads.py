@@ -174,3 +174,18 @@ def test_values_are_the_head_at_every_position(model):
         hidden = trunk_of(model)(input_ids=torch.tensor([ROWS[1]])).last_hidden_state
         found = values_at(hidden, head)[0].tolist()
     assert found == pytest.approx([alone(model, head, ROWS[1][: end + 1]) for end in range(len(ROWS[1]))], abs=1e-5)
+
+
+def test_a_head_whose_weights_an_engine_rounded_still_answers_in_float32():
+    """Near 8 bfloat16 has steps of 1/32, in which scores tie; the plain layer is the control."""
+    hidden = torch.randn(64, 48, generator=torch.Generator().manual_seed(0)) * 0.01
+    hidden[:, 0] += 8.0
+    head = new_head(48, 0)
+    with torch.no_grad():
+        head.weight[0, 0] = 1.0
+    exact = values_at(hidden, head)
+    rounded = values_at(hidden, copy.deepcopy(head).to(torch.bfloat16))
+    plain = torch.nn.Linear(48, 1, bias=False, dtype=torch.bfloat16)
+    plain.load_state_dict(head.state_dict())
+    assert rounded.dtype == torch.float32 and torch.allclose(rounded, exact, atol=0.02)
+    assert len(set(rounded.tolist())) == 64 > 3 * len(set(plain(hidden.bfloat16())[:, 0].tolist()))

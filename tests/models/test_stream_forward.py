@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from typing import Any
 
@@ -11,17 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
-    CohereConfig,
     FalconH1Config,
     Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
     LlamaConfig,
     MambaConfig,
-    MistralConfig,
-    MixtralConfig,
-    PhiConfig,
-    Qwen3Config,
 )
 
 from pipeline.batches import pad_left, pad_right, positions
@@ -36,48 +28,18 @@ from pipeline.models.forward import (
 from pipeline.models.stream_attention import STREAMS, stream_attention
 from pipeline.models.stream_forward import attend_in_streams, take_streams
 from pipeline.streams import Segment, pack, stream_of
+from tests.models.small_models import attending, build, shape
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-ATTENDING: dict[str, Any] = {
-    "llama": LlamaConfig(**SHAPE),
-    "gpt2": GPT2Config(
-        vocab_size=64,
-        n_positions=64,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        bos_token_id=1,
-        eos_token_id=2,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    ),
-    "mistral_window": MistralConfig(**SHAPE, sliding_window=5),
-    "gemma3_windows": Gemma3TextConfig(**SHAPE, head_dim=8, sliding_window=4),
-    "qwen3": Qwen3Config(**SHAPE, head_dim=8),
-    "phi": PhiConfig(**{**SHAPE, "num_key_value_heads": 4}),
-    "cohere": CohereConfig(**SHAPE, logit_scale=0.25),
-    "mixtral": MixtralConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1),
-}
+ATTENDING = attending()
 REFUSED: dict[str, tuple[Any, str]] = {
-    "falcon_h1": (FalconH1Config(**SHAPE), "layers that carry a state"),
+    "falcon_h1": (FalconH1Config(**shape()), "layers that carry a state"),
     "mamba": (MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2), "its attention is eager"),
-    "gemma2": (Gemma2Config(**SHAPE, head_dim=8), "its attention is eager"),
+    "gemma2": (Gemma2Config(**shape(), head_dim=8), "its attention is eager"),
 }
 
 
-def build(config: Any, factor: float = 4.0) -> Any:
-    """Random, with weights large enough that attention matters."""
-    torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(factor)
-    return model.eval()
+FACTOR = 4.0
+"""Of the weights: attention then matters."""
 
 
 def random_rows(seed: int = 0) -> list[tuple[list[int], list[bool]]]:
@@ -108,7 +70,7 @@ def one_by_one(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ATTENDING)
 def test_hidden_states_are_those_of_padded_rows(name):
-    model = build(ATTENDING[name])
+    model = build(ATTENDING[name], FACTOR)
     ids, mask = pad_left(IDS, 0)
     with torch.no_grad():
         expected = padded_hidden_states(trunk_of(model), ids, mask, positions(mask))
@@ -125,7 +87,7 @@ def test_hidden_states_are_those_of_padded_rows(name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_who_cannot_is_left_alone(name):
     config, why = REFUSED[name]
-    model = build(config)
+    model = build(config, FACTOR)
     before = model.config._attn_implementation
     assert why in (attend_in_streams(model) or "")
     assert model.config._attn_implementation == before and not attends_in_streams(model)
@@ -135,7 +97,7 @@ def test_who_cannot_is_left_alone(name):
 def test_the_probe_sees_a_wrong_context(monkeypatch):
     """Control: were answers to see one another, or forget their prompt, the probe would say so, in bf16 too."""
     for dtype in (torch.float32, torch.bfloat16):
-        assert attend_in_streams(build(ATTENDING["llama"]).to(dtype)) is None
+        assert attend_in_streams(build(ATTENDING["llama"], FACTOR).to(dtype)) is None
         for wrong in (lambda s: ((0, s.start),) if s.start else (), lambda s: ()):
             with monkeypatch.context() as patch:
 
@@ -145,7 +107,7 @@ def test_the_probe_sees_a_wrong_context(monkeypatch):
                     return type(packed)(packed.ids_N, packed.positions_N, segments, packed.places)
 
                 patch.setattr(stream_forward, "pack", badly)
-                refusal = attend_in_streams(build(ATTENDING["llama"]).to(dtype))
+                refusal = attend_in_streams(build(ATTENDING["llama"], FACTOR).to(dtype))
             assert "gives other numbers" in (refusal or ""), wrong
 
 
@@ -154,7 +116,7 @@ def test_the_probe_sees_a_wrong_context(monkeypatch):
 def test_log_probabilities_and_gradients(name, checkpointing):
     """Of an adapter, to 1e-5 of the largest entry, against rows one by one."""
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    model: Any = get_peft_model(build(ATTENDING[name]), config)
+    model: Any = get_peft_model(build(ATTENDING[name], FACTOR), config)
     (one_by_one(model) * WEIGHTS).sum().backward()
     expected = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
     logps = one_by_one(model).detach()
@@ -176,7 +138,7 @@ def test_log_probabilities_and_gradients(name, checkpointing):
 
 def test_a_trained_head_gets_its_gradient():
     """Full fine-tuning, embedding and head tied."""
-    model = build(LlamaConfig(**SHAPE, tie_word_embeddings=True))
+    model = build(LlamaConfig(**shape(), tie_word_embeddings=True), FACTOR)
     (one_by_one(model) * WEIGHTS).sum().backward()
     expected = model.get_output_embeddings().weight.grad.clone()
     model.zero_grad()
@@ -188,7 +150,7 @@ def test_a_trained_head_gets_its_gradient():
 
 def test_work_is_what_the_tokens_say():
     """The layers see every token once; the head sees the response tokens and no others."""
-    model = build(ATTENDING["llama"])
+    model = build(ATTENDING["llama"], FACTOR)
     assert attend_in_streams(model) is None and take_streams(model) is None
     seen: list[int] = []
     model.model.layers[0].mlp.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[-2]))
@@ -199,7 +161,7 @@ def test_work_is_what_the_tokens_say():
 
 
 def test_saved_configurations_do_not_name_streams(tmp_path):
-    model = build(ATTENDING["llama"])
+    model = build(ATTENDING["llama"], FACTOR)
     assert attend_in_streams(model) is None and model.config._attn_implementation == STREAMS
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -224,7 +186,7 @@ def stream_forward_layout(packed: Any) -> Any:
 @pytest.mark.parametrize("name", ["llama", "mistral_window"])
 def test_the_flash_kernel_gives_the_same(name):
     """In bf16 on a GPU the whole stream is one call: against float32, with what rounding alone does as measure."""
-    model = build(ATTENDING[name])
+    model = build(ATTENDING[name], FACTOR)
     with torch.no_grad():
         assert attend_in_streams(model) is None
         exact = stream_hidden_states(trunk_of(model), pack(IDS))

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trl import pack_dataset
 
-from pipeline.batch_order import GroupedSampler, grouped_order, packed_count, padded_share, padding_report
+from pipeline.batch_order import (
+    GroupedSampler,
+    TogetherSampler,
+    grouped_order,
+    packed_count,
+    padded_share,
+    padding_report,
+    together_order,
+)
 
 
 def test_padding_by_hand():
@@ -62,3 +73,46 @@ def test_the_order_follows_from_seed_and_pass_alone():
     other.set_epoch(1)
     assert list(one) != list(other)
     assert list(GroupedSampler(lengths, 4, 18)) == list(other), "a pass further is a seed further"
+
+
+groups_of_rows = st.lists(st.integers(1, 9), min_size=1, max_size=40).map(
+    lambda sizes: [None if size == 1 else f"g{at}" for at, size in enumerate(sizes) for _ in range(size)]
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(groups_of_rows, st.integers(1, 12), st.integers(0, 5))
+def test_a_group_is_cut_only_where_no_other_fits(groups, step_rows, seed):
+    order = together_order(groups, step_rows, seed)
+    assert sorted(order) == list(range(len(groups))) and order == together_order(groups, step_rows, seed)
+    steps = [order[at : at + step_rows] for at in range(0, len(order), step_rows)]
+    sizes = Counter(group for group in groups if group is not None)
+    for number, step in enumerate(steps):
+        here = Counter(groups[index] for index in step)
+        later = Counter(groups[index] for rest in steps[number + 1 :] for index in rest)
+        cut = [group for group in here if group is not None and later[group] and sizes[group] <= step_rows]
+        begun_before = {groups[index] for rest in steps[:number] for index in rest}
+        for group in set(cut) - begun_before:
+            room = here[group]
+            assert len(step) == step_rows, "only the last step may be short"
+            whole_later = [size for other, size in later.items() if other not in (None, group) and size == sizes[other]]
+            assert not later[None] and all(size > room for size in whole_later), "another would have fitted"
+
+
+def test_groups_that_divide_a_step_are_never_cut_and_are_shuffled():
+    groups = [f"g{number // 3}" for number in range(60)]
+    orders = [together_order(groups, 6, seed) for seed in (17, 18)]
+    for order in orders:
+        for at in range(0, 60, 6):
+            assert set(Counter(groups[index] for index in order[at : at + 6]).values()) == {3}
+    assert orders[0] != orders[1] and orders[0] != list(range(60))
+
+
+def test_a_sampler_of_groups_has_an_order_for_every_pass():
+    groups = ["a", "a", None, "b", "b", None]
+    sampler = TogetherSampler(groups, 2, 17)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert len(sampler) == 6 and list(sampler) == together_order(groups, 2, 18)
+    sampler.set_epoch(0)
+    assert list(sampler) == first == together_order(groups, 2, 17)

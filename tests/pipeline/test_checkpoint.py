@@ -11,7 +11,16 @@ import shutil
 import pytest
 
 from pipeline import checkpoint
-from pipeline.checkpoint import MARKER, all_checkpoints, commit, is_complete, keep_only, newest_complete, step_of
+from pipeline.checkpoint import (
+    MARKER,
+    all_checkpoints,
+    commit,
+    is_complete,
+    keep_only,
+    made_by,
+    newest_complete,
+    step_of,
+)
 from pipeline.durable import read_json
 from pipeline.errors import DiskError
 
@@ -47,6 +56,13 @@ def test_a_checkpoint_counts_once_it_is_committed(tmp_path):
     assert set(read_json(path / MARKER)["files"]) == {
         "model.safetensors", "trainer_state.json", "global_step/rng_state_1.pth",
     }  # fmt: skip
+
+
+def test_a_checkpoint_knows_what_made_it(tmp_path):
+    path = written(tmp_path, 4)
+    commit(path, {"ranks": 2, "engine": "DeepSpeed ZeRO-2"})
+    assert is_complete(path) and made_by(path) == {"ranks": 2, "engine": "DeepSpeed ZeRO-2"}
+    assert made_by(committed(tmp_path, 6)) == {}
 
 
 def test_nothing_is_no_checkpoint(tmp_path):

@@ -286,6 +286,14 @@ FLAGS = {
         "--no-reuse", "--plan", "--in-process",
     },
     "plan": {"-h", "--help", "recipe", "--set", "--reward", "--output-dir", "--store", "--json"},
+    "submit": {
+        "-h", "--help", "recipe", "--set", "--reward", "--output-dir", "--store", "--nodes", "--gpus-per-node",
+        "--cpus-per-task", "--mem", "--time", "--partition", "--account", "--qos", "--site", "--one-job",
+        "--array-over", "--dry-run", "--json",
+    },
+    "status": {"-h", "--help", "run", "--json"},
+    "push": {"-h", "--help", "run", "--project", "--entity", "--json"},
+    "compare": {"-h", "--help", "runs", "--html", "--csv", "--votes", "--json"},
     "data": {"-h", "--help"},
     "data convert": {
         "-h", "--help", "files", "--output", "--format", "--as", "--map", "--limit", "--quarantine", "--json",

@@ -138,4 +138,4 @@ def test_an_inherited_descriptor_is_written_at_once_in_utf8():
     [(0.4, "0 s"), (89, "89 s"), (120, "2 min"), (89 * 60, "89 min"), (5400, "1.5 h"), (90000, "25.0 h")],
 )
 def test_durations_in_the_unit_a_person_would_use(seconds, said):
-    assert module._duration(seconds) == said
+    assert module.duration(seconds) == said

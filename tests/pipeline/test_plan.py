@@ -112,6 +112,7 @@ EDITS = {
     "held out of both sets": (replace("limit: 8}], ", "limit: 8}], eval_fraction: 0.2, "), ALL),
     "evaluation.prompts": (replace("prompts: 8", "prompts: 9"), LAST),
     "evaluation.max_new_tokens": (replace("max_new_tokens: 8", "max_new_tokens: 9"), LAST),
+    "evaluation.judge": (replace("{prompts: 8", "{judge: {url: http://a, model: m}, prompts: 8"), LAST),
     "prompts of evaluation": (replace("  chat_template", "  prompts: {from: sft}\n  chat_template"), LAST),
     "length of evaluation's prompts": (
         replace("  chat_template", "  prompts: {max_prompt_length: 9}\n  chat_template"),
@@ -130,6 +131,16 @@ def test_an_edit_reruns_exactly_what_it_touches(here, edit):
         assert decision.reason in {
             "finished earlier", "its settings or data changed", "sft changed", "dpo changed", "sft, dpo changed",
         }  # fmt: skip
+
+
+def test_where_a_judge_is_asked_is_no_part_of_what_it_says(here):
+    def judged(**changes):
+        judge = {"url": "http://a", "model": "m", "timeout": 5, "attempts": 2, "parallel": 1, **changes}
+        return keys(here, TEXT, f"evaluation.judge={json.dumps(judge)}")["evaluation"]
+
+    for change in ({"url": "http://b"}, {"timeout": 9}, {"attempts": 3}, {"parallel": 2}):
+        assert judged(**change) == judged()
+    assert judged(model="n") != judged() and judged(prompts=7) != judged()
 
 
 def test_a_command_line_change_is_an_edit_like_any_other(here):
@@ -217,6 +228,14 @@ def test_processes_and_places_play_no_part_in_a_key(here, monkeypatch):
     monkeypatch.chdir(here)
     assert keys(here) == before
     assert {node.name: node.key for node in nodes_of(here, store=here / "elsewhere")} == before
+
+
+def test_an_adapter_on_all_layers_has_the_key_it_always_had(here):
+    """Older artefacts stay valid; how much of what lower layers give is kept changes no result."""
+    assert "layers" not in json.dumps(nodes_of(here)[0].settings["model"])
+    assert keys(here) == keys(here, TEXT, "model.adapter.layers=all", "model.adapter.trunk_cache_gib=3")
+    changed = keys(here, TEXT, "model.adapter.layers=top-1")
+    assert all(changed[name] != key for name, key in keys(here).items())
 
 
 def test_no_evaluation_asked_for_is_no_node(here):

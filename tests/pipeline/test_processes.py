@@ -1,4 +1,4 @@
-"""How many threads a worker gets: the launcher's guess is not the user's word."""
+"""What a worker finds in its environment: as many threads as the user said, the stage's engine and no other."""
 
 from __future__ import annotations
 
@@ -54,3 +54,47 @@ def test_the_launchers_own_environment_is_asked() -> None:
     child = {**os.environ, "ONLY_HERE": "1", "PYTHONPATH": str(processes.ROOT)}
     done = subprocess.run([sys.executable, "-c", question], env=child, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False"]
+
+
+# The engine that a worker finds
+
+LAUNCHED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "True"}
+
+
+def _engine(monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], **variables: str) -> dict[str, str]:
+    for name in ("RANK", "MASTER_PORT", *LAUNCHED):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = processes._worker_environment(4711, SimpleNamespace(settings=settings))
+    return {name: value for name, value in found.items() if name in {*LAUNCHED, "RANK", "WORLD_SIZE", "MASTER_PORT"}}
+
+
+@pytest.mark.parametrize("settings", [{}, {"stage": {"deepspeed": "none"}}])
+def test_no_engine_means_none_of_the_launchs_either(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
+) -> None:
+    """Evaluation, whose settings have no stage, has none."""
+    assert _engine(monkeypatch, settings, **LAUNCHED) == {"ACCELERATE_USE_CPU": "True"}
+
+
+def test_the_launchs_engine_is_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _engine(monkeypatch, {"stage": {"deepspeed": "inherit"}}, ACCELERATE_USE_DEEPSPEED="true", RANK="1")
+    assert found == {"ACCELERATE_USE_DEEPSPEED": "true", "RANK": "1", "MASTER_PORT": "4711"}
+
+
+@pytest.mark.parametrize("deepspeed", ["zero2", "inherit"])
+def test_accelerate_is_kept_from_passing_over_deepspeed_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, deepspeed: str
+) -> None:
+    found = _engine(
+        monkeypatch, {"stage": {"deepspeed": deepspeed}}, ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_USE_CPU="True"
+    )
+    assert "ACCELERATE_USE_CPU" not in found
+
+
+def test_deepspeed_needs_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would look for MPI."""
+    found = _engine(monkeypatch, {"stage": {"deepspeed": "zero3_offload_cpu"}})
+    assert found == {"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "4711"}
+    assert _engine(monkeypatch, {"stage": {"deepspeed": "inherit"}}) == {}

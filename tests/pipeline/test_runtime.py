@@ -11,7 +11,9 @@ import numpy
 import pytest
 import torch
 
+from data_prep.workers import mapped
 from pipeline import runtime
+from pipeline.errors import PreemptedError
 from pipeline.runtime import (
     ROOT,
     Ranks,
@@ -24,6 +26,7 @@ from pipeline.runtime import (
     resolve_precision,
     seed_everything,
 )
+from pipeline.stopping import FLAG, stop_if_asked
 
 
 def test_one_process_without_a_launcher(monkeypatch):
@@ -80,6 +83,7 @@ def test_alone_a_list_is_its_own_whole():
 def handlers():
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     yield
+    FLAG.asked = False
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -91,6 +95,19 @@ def test_a_signal_only_sets_a_flag(handlers, number):
     assert not stop.agreed()
     signal.raise_signal(number)
     assert stop.asked and stop.agreed()
+
+
+def test_what_changes_nothing_ends_where_it_is(handlers):
+    """Rows being read or prepared, and measurements: nothing is saved, so they need no other rank's consent."""
+    stop_if_asked("reading rows")
+    assert mapped(abs, [-1, 2], worth=5) == [1, 2]
+    StopRequest().listen()
+    signal.raise_signal(signal.SIGUSR1)
+    with pytest.raises(PreemptedError, match="asked to stop while reading rows; run the same command again") as stopped:
+        stop_if_asked("reading rows")
+    assert stopped.value.exit_code == 75
+    with pytest.raises(PreemptedError, match="preparing rows"):
+        mapped(abs, [-1, 2], worth=5)
 
 
 def test_a_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not(handlers):

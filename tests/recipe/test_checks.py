@@ -57,6 +57,15 @@ def refused(*overrides: str) -> str:
         (["stages.sft.init=dpo"], ["stages.sft.init=dpo: ", "runs later", "(can be: base)"]),
         (["stages.base={kind: sft}"], ["stages.base=...: a stage cannot be named 'base': that is the base model"]),
         (["stages.logs={kind: sft}"], ["stages.logs=...: a stage cannot be named 'logs'"]),
+        (["evaluation.best_of_n=[2]"], ["evaluation.best_of_n=...: there is nothing to choose the best by", "reward"]),
+        (
+            ["evaluation.best_of_n=[2]", "stages.reward={}", "evaluation.tasks=[kl]"],
+            ["evaluation.best_of_n=...: ", "keep score in evaluation.tasks"],
+        ),
+        (
+            ["evaluation.judge={url: 'http://a', model: m}", "evaluation.tasks=[]"],
+            ["evaluation.judge=...: evaluation.tasks is empty"],
+        ),
         (["stages.sft.kind=dpo"], ["stages.sft.kind=dpo: ", "a stage named 'sft' is of that kind"]),
         (["model.adapter=none", "model.quantization=nf4"], ["model.quantization=nf4: ", "(nf4) cannot be trained"]),
         (["model.adapter.target_modules=[q_proj, lm_head]"], ["the output head (lm_head) cannot carry an adapter"]),
@@ -224,3 +233,8 @@ def test_batches_divide_or_all_stages_that_do_not_are_named():
     assert lines[1].startswith("r.yaml:9: stages.second: ")
     with pytest.raises(RecipeError, match=r"^--set stages.dpo.global_batch_size=24: stages.dpo: .* 24 .* 4 x 16 "):
         check_batches(load("stages={dpo: {policy: base}}", "stages.dpo.global_batch_size=24").recipe, 16, loaded.places)
+
+
+def test_best_of_n_and_a_judge_are_fine_where_they_have_what_they_need():
+    loaded = load("evaluation.best_of_n=[2, 4]", "stages.reward={}", "evaluation.judge={url: 'http://a', model: m}")
+    assert loaded.recipe.evaluation.best_of_n == (2, 4)

@@ -84,7 +84,7 @@ def context_of(folder: Path, base: Path, adapter: Any, parents: dict[str, Any], 
     """As much of a stage's context as the roles look at."""
     return SimpleNamespace(
         recipe=recipe_of(adapter, **ppo), stage="ppo", base=identify(BASE, None), base_folder=base, folder=folder,
-        ranks=ALONE, parents=parents,
+        ranks=ALONE, parents=parents, console=Console(None),
     )  # fmt: skip
 
 
@@ -284,11 +284,12 @@ def stage_context(
 
 
 class StopAfter(StopRequest):
-    """A request to stop that comes during a given rollout."""
+    """A request to stop that comes while a given rollout is learnt from, or while its answers are sampled."""
 
-    def __init__(self, rollouts: int):
+    def __init__(self, rollouts: int, *, sampling: bool = False):
         super().__init__()
-        self._left = rollouts
+        # Each rollout looks once behind its answers and once at its end.
+        self._left = 2 * rollouts - sampling
 
     def agreed(self) -> bool:
         self._left -= 1

@@ -6,7 +6,6 @@ Tiny model, float32, very uneven rows, a step of two micro-batches; streams spre
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +15,9 @@ import torch
 from datasets import Dataset
 from trl import DPOConfig, RewardConfig, SFTConfig
 
-from data_prep.chat import EncodedDemonstration, EncodedPair
 from pipeline.errors import RecipeError
 from pipeline.models import adapters
+from pipeline.models.forward import attends_in_streams
 from pipeline.models.heads import new_head, with_head
 from pipeline.models.load import load_base, load_classifier, load_tokenizer
 from pipeline.recipe.schema import AdapterSettings, ModelSettings
@@ -35,26 +34,7 @@ from pipeline.stages.sft import CommittedSFTTrainer
 from pipeline.stages.sft_batches import _row as sft_row
 from pipeline.stages.sft_objective import Imitation
 from pipeline.stages.stream_trainer import StreamTrainer
-
-STEPS, PER_STEP = 12, 6
-SYSTEM = list(range(3, 15))
-
-
-def demonstrations() -> list[EncodedDemonstration]:
-    draw, rows = random.Random(0), []
-    for _ in range(STEPS * PER_STEP):
-        prompt, answer = ([draw.randrange(3, 259) for _ in range(draw.randint(1, 14))] for _ in range(2))
-        mask = [False] * (len(SYSTEM) + len(prompt)) + [True] * len(answer)
-        rows.append(EncodedDemonstration([*SYSTEM, *prompt, *answer], mask, False))
-    return rows
-
-
-def pairs() -> list[EncodedPair]:
-    draw, rows = random.Random(1), []
-    for _ in range(STEPS * PER_STEP):
-        prompt, chosen, rejected = ([draw.randrange(3, 259) for _ in range(draw.randint(1, 14))] for _ in range(3))
-        rows.append(EncodedPair([*SYSTEM, *prompt], chosen, rejected, False))
-    return rows
+from tests.stages.short_runs import PER_STEP, STEPS, SYSTEM, demonstrations, pairs, trained
 
 
 @pytest.fixture
@@ -86,14 +66,6 @@ def config(tmp_path) -> Callable[..., Any]:
         return kind(**(common | more))
 
     return make
-
-
-def trained(trainer: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    """Logged values of each step, and the adapter afterwards."""
-    trainer.train()
-    logged = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
-    weights = {name: value.detach() for name, value in trainer.model.named_parameters() if value.requires_grad}
-    return logged, weights
 
 
 def require_equal(ours: Any, theirs: Any, names: tuple[str, ...]) -> None:
@@ -214,9 +186,10 @@ class Ear:
         self.heard.append(text)
 
 
-def choose(settings: Any, model: Any, lacking: str | None = None) -> tuple[str, list[str]]:
+def choose(settings: Any, model: Any, lacking: str | None = None, attention: Any = "auto") -> tuple[str, list[str]]:
     ear = Ear()
-    context: Any = SimpleNamespace(stage="dpo", console=ear)
+    recipe = SimpleNamespace(model=ModelSettings(base="x", attention=attention))
+    context: Any = SimpleNamespace(stage="dpo", console=ear, recipe=recipe)
     return choose_engine(context, settings, [model], lacking), ear.heard
 
 
@@ -230,11 +203,16 @@ def test_streams_are_the_default(policy):
     [
         (DpoSettings(loss_type="aot"), "aot depends on how pairs fall into micro-batches"),
         (DpoSettings(trainer_args={"padding_free": True}), "trainer_args.padding_free is for TRL's trainer"),
-        (DpoSettings(deepspeed="zero2"), "DeepSpeed is on"),
+        (
+            DpoSettings(deepspeed="zero3", gradient_checkpointing=True),
+            "recomputes activations in a way of TRL's",
+        ),
     ],
 )
 def test_elsewhere_it_is_trl_and_says_why(policy, settings, why):
-    assert choose(settings, policy(), lacks(settings)) == ("trl", [f"TRL's trainer computes the steps: {why}"])
+    engine, heard = choose(settings, policy(), lacks(settings))
+    assert engine == "trl" and len(heard) == 1
+    assert heard[0].startswith("TRL's trainer computes the steps: ") and heard[0].endswith(why)
     forced = settings.model_copy(update={"engine": "streams"})
     with pytest.raises(RecipeError, match=r"stages\.dpo\.engine: streams are not possible here: .*leave it at auto"):
         choose(forced, policy(), lacks(forced))
@@ -244,10 +222,33 @@ def test_fields_of_the_trainer_itself_are_heeded_by_both(policy):
     assert choose(RewardSettings(trainer_args={"adam_beta1": 0.5}), policy())[0] == "streams"
 
 
-def test_another_attention_is_trl(tiny_folder):
-    base = load_base(tiny_folder, ModelSettings(base="x", attention="eager"), frozen=True, precision="fp32")
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
+def test_streams_run_under_deepspeed_too(policy, engine):
+    assert choose(SftSettings(deepspeed=engine), policy()) == ("streams", [])
+
+
+@pytest.mark.parametrize(("engine", "chosen"), [("zero2", "streams"), ("zero3", "trl")])
+def test_an_output_layer_that_is_trained_is_not_gathered_in_pieces(tiny_folder, engine, chosen):
+    model = load_base(tiny_folder, ModelSettings(base="x"), frozen=False, precision="fp32")
+    found, heard = choose(SftSettings(deepspeed=engine), model)
+    assert found == chosen and ("spreads the output layer, which is trained" in "".join(heard)) == (chosen == "trl")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_that_the_recipe_names_pads_everywhere(tiny_folder, attention):
+    """Loading, scoring and training alike: `sdpa` is what streams are made of, but not what was asked for."""
+    base = load_base(tiny_folder, ModelSettings(base="x", attention=attention), frozen=True, precision="fp32")
     model = adapters.attach_new(base, AdapterSettings(r=4), dropout=False)
-    engine, heard = choose(SftSettings(), model)
+    engine, heard = choose(SftSettings(), model, attention=attention)
+    assert engine == "trl" and f"model.attention is {attention}, which pads rows" in heard[0]
+    assert base.config._attn_implementation == attention and not attends_in_streams(model)
+    with pytest.raises(RecipeError, match=rf"streams are not possible here: model\.attention is {attention}"):
+        choose(SftSettings(engine="streams"), model, attention=attention)
+
+
+def test_attention_that_streams_cannot_use_is_trl(tiny_folder):
+    base = load_base(tiny_folder, ModelSettings(base="x", attention="eager"), frozen=True, precision="fp32")
+    engine, heard = choose(SftSettings(), adapters.attach_new(base, AdapterSettings(r=4), dropout=False))
     assert engine == "trl" and "its attention is eager" in heard[0]
 
 

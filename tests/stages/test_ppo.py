@@ -92,7 +92,7 @@ def test_every_rollout_is_on_record_once(done):
     assert all(isinstance(v, (int, float)) and math.isfinite(v) for each in train.values() for v in each.values())
     assert [each["episodes"] for each in train.values()] == [8, 16, 24, 32]
     assert [each["opt_steps"] for each in train.values()] == [4, 8, 12, 16]
-    assert set(held_out[0]) == {"score", "kl_seq", "objective", "eos_rate", "len_mean"}
+    assert set(held_out[0]) == {"score", "kl_seq", "objective", "eos_rate", "len_mean", "rule_accuracy"}
     for name in (
         "objective/score", "objective/score_std", "objective/score_used", "objective/kl_seq", "objective/kl_token",
         "objective/kl_k3_seq", "objective/kl_reward", "objective/rlhf_reward", "objective/sqrt_kl", "policy/loss",
@@ -181,14 +181,15 @@ def compare(one: StageContext, other: StageContext, first: StageResult, second: 
     assert first.metrics == second.metrics
 
 
-@pytest.mark.parametrize("rollouts", [1, 3])
-def test_stopped_and_gone_on_is_uninterrupted_bit_for_bit(done, start, rollouts):
-    with pytest.raises(PreemptedError, match=rf"asked to stop; rollout {rollouts} of 4 is saved, run") as stopped:
-        ppo.run(start(stop=StopAfter(rollouts), **RESUMED))
+@pytest.mark.parametrize(("rollouts", "sampling", "saved"), [(1, False, 1), (3, False, 3), (1, True, 0), (3, True, 2)])
+def test_stopped_and_gone_on_is_uninterrupted_bit_for_bit(done, start, rollouts, sampling, saved):
+    """Between rollouts, and with a rollout's answers sampled but not yet learnt from."""
+    with pytest.raises(PreemptedError, match=rf"asked to stop; rollout {saved} of 4 is saved, run") as stopped:
+        ppo.run(start(stop=StopAfter(rollouts, sampling=sampling), **RESUMED))
     assert stopped.value.exit_code == 75
     context = start(**RESUMED)
     compare(done[0], context, done[1], ppo.run(context))
-    assert f"going on from rollout {rollouts}" in said(context)
+    assert f"going on from rollout {saved}" in said(context)
 
 
 @pytest.mark.parametrize(

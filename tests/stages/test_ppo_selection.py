@@ -76,7 +76,11 @@ def test_no_measurement_no_gain():
 
 def test_what_policies_are_compared_by(monkeypatch):
     """Mean score after penalties, less the recipe's kl_coef times the divergence; the score itself is the raw one."""
-    episodes = [Episode(None, [1], Answer([5, 2], True), "a"), Episode(None, [1], Answer([5, 5, 5], False), "b")]
+    prompts: list[Any] = [SimpleNamespace(check=check) for check in ({"max_chars": 3}, {"max_chars": 3}, None)]
+    episodes = [
+        Episode(prompts[0], [1], Answer([5, 2], True), "a"),
+        Episode(prompts[1], [1], Answer([5, 5, 5], False), "far too long"),
+    ]
     asked: list[Any] = []
 
     def answer(prompts: Any, seed: int, task: Any) -> list[Episode]:
@@ -96,3 +100,7 @@ def test_what_policies_are_compared_by(monkeypatch):
     Examiner(bench, ["p", "q"]).measure(8)
     assert asked[0] == asked[1], "every policy answers the same prompts with the same noise"
     assert Examiner(bench, []).measure(0) is None
+    assert found.rule_accuracy == 0.5, "one of two answers is short enough"
+    episodes[:] = [Episode(prompts[2], [1], Answer([5, 2], True), "a")] * 2
+    again = Examiner(bench, ["p", "q"]).measure(9)
+    assert again is not None and again.rule_accuracy is None, "without a rule nothing is right or wrong"

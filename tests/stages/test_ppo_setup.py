@@ -17,7 +17,7 @@ from pipeline.models.reward_model import combine, normalise, read_spec
 from pipeline.models.roles import POLICY, VALUE
 from pipeline.rollouts.rewards import FunctionReward, RuleReward, StageReward
 from pipeline.runtime import Ranks
-from pipeline.stages.ppo_roles import _adapter_parameters, make_roles, reward_models
+from pipeline.stages.ppo_roles import adapter_parameters, make_roles, reward_models
 from pipeline.stages.ppo_setup import demonstrations_to_mix, make_prompts, make_rewards, require_gate
 from tests.rollouts.ppo_parts import LORA, lively_base, make_parts, stage_context, trained_reward
 
@@ -185,7 +185,7 @@ def test_an_adapters_parameters_are_not_a_layers_of_its_name():
     config = LoraConfig(r=2, target_modules=["value", "key"])
     model: Any = get_peft_model(torch.nn.Sequential(Attention()), config, adapter_name="default")
     model.add_adapter("value", config)
-    found = {name for name, p in model.named_parameters() if any(p is q for q in _adapter_parameters(model, "value"))}
+    found = {name for name, p in model.named_parameters() if any(p is q for q in adapter_parameters(model, "value"))}
     assert found == {name for name, _ in model.named_parameters() if name.endswith(".value.weight") and "lora_" in name}
     assert len(found) == 4
 

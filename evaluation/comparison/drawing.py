@@ -1,0 +1,109 @@
+"""A frontier as a chart: value against sqrt(KL), a line and its band for each path, dots for what PPO passed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from evaluation.comparison.equal_kl import Frontier, PathRow
+from evaluation.comparison.words import value_label
+from evaluation.report.charts import Band, Mark, Series, line_chart
+from evaluation.report.curves import Legend
+from evaluation.report.measures import figures, measure_named, plain
+
+STYLES = 8
+"""The style sheet has so many colours, `path-1` on; further paths begin again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierChart:
+    """One frontier as it is shown."""
+
+    title: str
+    svg: Markup
+    legend: tuple[Legend, ...]
+    beyond: str
+    """Policies so far away that drawing them would squeeze all others."""
+
+
+_FAR = 1.5
+"""A policy that no path leads to is drawn up to this many times as far out as the furthest that one does."""
+
+
+def frontier_charts(found: Sequence[Frontier]) -> list[FrontierChart]:
+    """One chart per frontier that has anything to show; a path has the same colour in all."""
+    paths = [path.name for one in found for path in one.paths]
+    order = dict.fromkeys([*paths, *(one.run for frontier in found for one in frontier.passed)])
+    colours = {name: f"path-{at % STYLES + 1}" for at, name in enumerate(order)}
+    return [_chart(one, colours) for one in found if one.paths or one.passed]
+
+
+def _chart(found: Frontier, colours: dict[str, str]) -> FrontierChart:
+    measure = measure_named(found.metric)
+    scale = 100 if measure.percent else 1
+    lines = [_path(path, colours, found.metric, scale) for path in found.paths]
+    way = [
+        Series(
+            label=one.name, style=f"{_colour(found, one.run, colours)} way",
+            points=tuple((_root(kl), value) for _, kl, value in one.points),
+            hints=tuple(f"{one.name}, rollout {at:g}: {plain(v)} at {plain(kl)} nats" for at, kl, v in one.points),
+        )
+        for one in found.passed
+    ]  # fmt: skip
+    bands = [
+        Band(style=colours[path.name], points=tuple((x, scale * low, scale * high) for x, low, high in path.band))
+        for path in found.paths
+    ]
+    furthest = max((_root(place.kl) for path in found.paths for place in path.places), default=0.0) * _FAR
+    near = [place for place in found.others if _root(place.kl) <= furthest or not found.paths]
+    beside = Series(
+        label=", ".join(place.name for place in near), style="apart", joined=False,
+        points=tuple((_root(place.kl), scale * place.value) for place in near),
+        hints=tuple(f"{p.name}: {figures(measure, p.value)[0]} at {plain(p.kl)} nats" for p in near),
+    )  # fmt: skip
+    lines += [beside] if near else []
+    svg = line_chart(
+        f"{measure.label} against the square root of the KL", [*lines, *way], x_label="square root of the KL, in nats",
+        y_label=value_label(measure), steps=False, x_range=(0.0,), marks=list(_marks(found, scale)), bands=bands,
+    )  # fmt: skip
+    return FrontierChart(
+        title=f"Score by the reward model of {found.group}" if found.group else measure.label,
+        svg=svg,
+        beyond="; ".join(
+            f"{place.name}: {figures(measure, place.value)[0]} at {plain(place.kl)} nats"
+            for place in found.others
+            if place not in near
+        ),
+        legend=tuple(Legend(label=line.label, style=line.style, last="") for line in [*lines, *way]),
+    )
+
+
+def _path(path: PathRow, colours: dict[str, str], metric: str, scale: float) -> Series:
+    hints = [
+        f"{place.name} ({path.run}): {figures(measure_named(metric), place.value)[0]} at {plain(place.kl)} nats"
+        for place in path.places
+    ]
+    points = tuple((_root(place.kl), scale * place.value) for place in path.places)
+    return Series(label=path.name, style=colours[path.name], points=points, hints=tuple(hints))
+
+
+def _marks(found: Frontier, scale: float) -> Iterable[Mark]:
+    """A ring around every policy, with its name where it is the only one: beside others it would cover them."""
+    named = sum(len(path.policies) for path in found.paths) == 1
+    for path in found.paths:
+        for place in path.places[1:]:
+            label = path.name if len(path.policies) == 1 else place.name
+            yield Mark(_root(place.kl), scale * place.value, label if named else "")
+
+
+def _colour(found: Frontier, run: str, colours: dict[str, str]) -> str:
+    """That of the run's PPO path where it has one."""
+    same = next((path.name for path in found.paths if path.run == run and "ppo" in path.name), run)
+    return colours[same]
+
+
+def _root(kl: float) -> float:
+    # The estimate of a divergence near zero can fall below it.
+    return max(kl, 0.0) ** 0.5

@@ -1,0 +1,255 @@
+"""The frontier of all runs: where policies stand, what PPO passed on its way, and who is above whom at equal KL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from evaluation import frontier
+from evaluation.comparison.load import ComparedRun
+from evaluation.comparison.spots import best_spot, spot_of
+from evaluation.frontier import Spot
+from evaluation.intervals import Interval
+from evaluation.report.files import number
+from evaluation.report.load import Stage
+
+METRICS = ("score", "rule_accuracy")
+"""What stands on the frontier: what was trained on, and what was not."""
+_BAND_POINTS = 25
+_MOST_PATHS = 8
+"""Beyond so many paths not every pair is compared: 28 intervals are as many as anyone can read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One policy on the frontier."""
+
+    name: str
+    kl: float
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathRow:
+    """One method of one run: its policies of one kind, from the reference on."""
+
+    name: str
+    """`ppo (s17)`."""
+    run: str
+    policies: tuple[str, ...]
+    group: str
+    """Only paths of one group share an axis: their values are by the same reward model."""
+    reference: str
+    """What its divergence is counted from, by artefact key."""
+    places: tuple[Place, ...]
+    """The reference first, then by divergence."""
+    spots: tuple[Spot, ...]
+    """The same with values per prompt; empty where the evaluation left none."""
+    band: tuple[tuple[float, float, float], ...] = ()
+    """sqrt(KL) with the lower and upper end of the value's interval there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passed:
+    """What a PPO stage measured by itself while it trained: its own held-out prompts, at its own temperature."""
+
+    name: str
+    run: str
+    group: str
+    points: tuple[tuple[float, float, float], ...]
+    """Rollout, KL in nats, score."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two paths at equal KL."""
+
+    metric: str
+    a: str
+    b: str
+    kl: float
+    value_a: float
+    value_b: float
+    difference: Interval
+    """b minus a."""
+    same_reference: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frontier:
+    """One value against sqrt(KL), for all paths that share its meaning."""
+
+    metric: str
+    group: str
+    """Label of the run whose reward model scored; empty where no reward model is involved."""
+    paths: tuple[PathRow, ...]
+    others: tuple[Place, ...]
+    """Policies that no path leads to, such as the base model."""
+    passed: tuple[Passed, ...]
+    pairs: tuple[Pair, ...]
+
+
+def frontiers(runs: Sequence[ComparedRun]) -> list[Frontier]:
+    """One frontier for each value that is measured, and for each reward model behind it."""
+    passed = [one for compared in runs for one in _passed(compared)]
+    found = []
+    for metric in METRICS:
+        paths = [path for compared in runs for path in _paths(compared, metric, len(runs))]
+        if metric == "score":
+            paths += [path for compared in runs for path in _best_of_n(compared, len(runs))]
+        mine = passed if metric == "score" else []
+        for group in dict.fromkeys([*(path.group for path in paths), *(one.group for one in mine)]):
+            within = tuple(path for path in paths if path.group == group)
+            way = tuple(one for one in mine if one.group == group)
+            found.append(
+                Frontier(
+                    metric=metric,
+                    group=_owner(runs, group),
+                    paths=within,
+                    others=tuple(_others(runs, metric, group)),
+                    passed=way,
+                    pairs=tuple(_pairs(metric, within)),
+                )
+            )
+    return found
+
+
+def _owner(runs: Sequence[ComparedRun], judge: str) -> str:
+    return ", ".join(one.label for one in runs if judge and judge in (one.score_by, *_reward_keys(one)))
+
+
+def _reward_keys(compared: ComparedRun) -> list[str]:
+    return [stage.key for stage in compared.run.stages if stage.kind == "reward"]
+
+
+def _paths(compared: ComparedRun, metric: str, runs: int) -> Iterable[PathRow]:
+    """A run's policies of one kind that were trained away from its reference, as one path each kind."""
+    run = compared.run
+    kinds: dict[str, list[str]] = {}
+    for policy in run.policies:
+        stage = compared.stage(policy)
+        if stage is not None and stage.kind in ("dpo", "ppo") and policy != run.reference:
+            kinds.setdefault(stage.kind, []).append(policy)
+    start = _place(compared, run.reference, metric)
+    for kind, policies in kinds.items():
+        places = sorted((p for name in policies if (p := _place(compared, name, metric))), key=lambda place: place.kl)
+        if start is None or not places:
+            continue
+        spots = tuple(spot for place in (start, *places) if (spot := spot_of(compared, place.name, metric)) is not None)
+        whole = spots if len(spots) == len(places) + 1 else ()
+        name = policies[0] if len(policies) == 1 else kind
+        yield PathRow(
+            name=name if runs == 1 else f"{name} ({compared.label})",
+            run=compared.label,
+            policies=tuple(place.name for place in places),
+            group=compared.score_by if metric == "score" else "",
+            reference=compared.identity(run.reference),
+            places=(start, *places),
+            spots=whole,
+            band=tuple(_band(whole)),
+        )
+
+
+def _others(runs: Sequence[ComparedRun], metric: str, group: str) -> Iterable[Place]:
+    """What stands beside the paths; a policy that several runs share once."""
+    seen: set[tuple[str, str]] = set()
+    for compared in runs:
+        if metric == "score" and compared.score_by != group:
+            continue
+        for policy in compared.run.policies:
+            stage, key = compared.stage(policy), _key(compared, policy)
+            on_a_path = policy == compared.run.reference or (stage is not None and stage.kind in ("dpo", "ppo"))
+            place = None if on_a_path or key in seen else _place(compared, policy, metric)
+            if place is not None:
+                seen.add(key)
+                everywhere = all(_key(one, policy) == key for one in runs if policy in one.run.policies)
+                yield place if everywhere else replace(place, name=f"{policy} ({compared.label})")
+
+
+def _key(compared: ComparedRun, policy: str) -> tuple[str, str]:
+    """What a policy is and what its divergence is counted from."""
+    return compared.identity(policy), compared.identity(compared.run.reference)
+
+
+def _best_of_n(compared: ComparedRun, runs: int) -> Iterable[PathRow]:
+    """The reference's best answers of several: a path that no training made."""
+    run = compared.run
+    start = _place(compared, run.reference, "score")
+    places = [Place(name=f"best of {best.n}", kl=best.kl_bound, value=best.score) for best in run.best_of_n]
+    if start is None or not places:
+        return
+    bests = [best_spot(compared, best.n, best.kl_bound) for best in run.best_of_n]
+    whole = tuple(spot for spot in (spot_of(compared, run.reference, "score"), *bests) if spot is not None)
+    whole = whole if len(whole) == len(places) + 1 else ()
+    yield PathRow(
+        name="best of n" if runs == 1 else f"best of n ({compared.label})",
+        run=compared.label,
+        policies=tuple(place.name for place in places),
+        group=compared.score_by,
+        reference=compared.identity(run.reference),
+        places=(start, *places),
+        spots=whole,
+        band=tuple(_band(whole)),
+    )
+
+
+def _place(compared: ComparedRun, policy: str, metric: str) -> Place | None:
+    row = compared.run.policies.get(policy, {})
+    kl, value = number(row.get("kl_to_reference")), number(row.get(metric))
+    return None if kl is None or value is None else Place(name=policy, kl=kl, value=value)
+
+
+def _band(spots: Sequence[Spot]) -> Iterable[tuple[float, float, float]]:
+    if not spots or not frontier.departs(spots):
+        return
+    furthest = max(spot.kl for spot in spots)
+    places = [furthest * (at / (_BAND_POINTS - 1)) ** 2 for at in range(_BAND_POINTS)]
+    for kl, found in zip(places, frontier.band(spots, places, resamples=2000), strict=True):
+        assert found.low is not None and found.high is not None
+        yield math.sqrt(kl), found.low, found.high
+
+
+def _pairs(metric: str, paths: Sequence[PathRow]) -> Iterable[Pair]:
+    for a, b in list(combinations([path for path in paths if path.spots][:_MOST_PATHS], 2)):
+        if a.spots[0].kl_P.size != b.spots[0].kl_P.size:
+            continue
+        found = frontier.at_equal_kl(a.spots, b.spots)
+        if found is not None:
+            yield Pair(
+                metric=metric, a=a.name, b=b.name, kl=found.kl, value_a=found.a, value_b=found.b,
+                difference=found.difference, same_reference=a.reference == b.reference,
+            )  # fmt: skip
+
+
+def _passed(compared: ComparedRun) -> Iterable[Passed]:
+    """Held-out measurements of every PPO stage, whether it has ended or not."""
+    for stage in compared.run.stages:
+        points = tuple(_eval_points(stage)) if stage.kind == "ppo" else ()
+        if points:
+            yield Passed(
+                name=f"{stage.name} while training ({compared.label})",
+                run=compared.label,
+                group=_rewarded_by(compared, stage),
+                points=points,
+            )
+
+
+def _rewarded_by(compared: ComparedRun, stage: Stage) -> str:
+    """Key of the reward model that a PPO stage was rewarded by; of an unfinished one, the run's last."""
+    parents = stage.provenance.parents if stage.provenance else ()
+    named = [parent.key for parent in parents if parent.role.startswith("reward")]
+    return next(iter([*named, *reversed(_reward_keys(compared))]), f"the rewards of {compared.label}")
+
+
+def _eval_points(stage: Stage) -> Iterable[tuple[float, float, float]]:
+    """Steps at which both score and divergence are finite numbers; a step logged twice counts as logged last."""
+    by_step: dict[float, dict[str, float | None]] = {}
+    for point in stage.points:
+        if point.split == "eval":
+            by_step.setdefault(point.step, {})[point.name] = point.value
+    for step, values in sorted(by_step.items()):
+        kl, score = values.get("kl_seq"), values.get("score")
+        if kl is not None and score is not None:
+            yield step, kl, score

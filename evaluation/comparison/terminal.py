@@ -1,0 +1,65 @@
+"""The comparison on a terminal, for 80 columns and for a log file as much as for a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from evaluation.comparison.costs import total
+from evaluation.comparison.rows import table
+from evaluation.comparison.view import Comparison
+from evaluation.report.measures import duration, plain
+from evaluation.report.terminal import STYLES, figure, say, tables
+
+
+def print_comparison(found: Comparison, console: Console | None = None) -> None:
+    """Print everything but the answers, on `console` or else on standard output."""
+    console = console or Console(highlight=False)
+    for compared, state in zip(found.runs, found.states, strict=True):
+        say(console, f"{compared.label}: {state.text}", STYLES.get(state.tone, ""))
+    runs = [compared.label for compared in found.runs]
+    if found.differences:
+        _print(console, "What differs", ["key", *(one.key for one in found.differences)], [
+            [label, *(one.values[at] for one in found.differences)] for at, label in enumerate(runs)
+        ])  # fmt: skip
+    columns = [
+        [_head(measure.short, measure.unit), *(figure(measure, cell) for cell in cells)]
+        for measure, cells in table(found.rows)
+    ]
+    if columns:
+        _print(console, "Policies", ["policy", *(row.name for row in found.rows)], columns)
+    stages = ["stage", *(cost.stage for cost in found.costs), "all"]
+    if found.costs:
+        times = [
+            [label, *(duration(cost.seconds[at]) for cost in found.costs), duration(total(found.runs)[at])]
+            for at, label in enumerate(runs)
+        ]
+        _print(console, "Time", stages, times)
+    passed = [one for frontier in found.frontiers for one in frontier.passed]
+    if passed:
+        console.print()
+    for one in passed:
+        way = ", ".join(f"{plain(value)} at {plain(kl)}" for _, kl, value in one.points)
+        say(console, f"{one.name}, held-out score at nats: {way}")
+    for i, sentence in enumerate(found.verdicts):
+        if i == 0:
+            console.print()
+        say(console, sentence.text, STYLES.get(sentence.tone, ""))
+    if not found.verdicts:
+        console.print()
+        say(console, "No two methods could be compared at equal KL, so nothing is shown about which of them is better.")
+    for note in found.notes:
+        say(console, f"- {note}", "dim")
+
+
+def _head(short: str, unit: str) -> str:
+    unit = "" if unit.startswith("nats") else unit
+    return f"{short} {unit}".strip().replace(" ", "\n", 1)
+
+
+def _print(console: Console, title: str, names: Sequence[str], columns: Sequence[Sequence[str]]) -> None:
+    console.print()
+    say(console, title, "bold")
+    for one in tables(console, list(names), [list(column) for column in columns]):
+        console.print(one)

@@ -1,0 +1,65 @@
+"""Everything that a comparison shows, as one record: made once, shown as page, on a terminal, as CSV and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.comparison.costs import Cost, costs
+from evaluation.comparison.equal_kl import Frontier, frontiers
+from evaluation.comparison.evaluation_set import EvaluationSet, require_one_set
+from evaluation.comparison.load import ComparedRun, load_runs
+from evaluation.comparison.recipes import Difference, differences
+from evaluation.comparison.rows import PolicyRow, policy_rows
+from evaluation.comparison.side_by_side import Sample, samples
+from evaluation.comparison.voting import vote_sentence, voted_on
+from evaluation.comparison.words import notes, verdicts
+from evaluation.judging.votes import VotedPair
+from evaluation.report.words import Sentence, state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Runs side by side."""
+
+    runs: tuple[ComparedRun, ...]
+    states: tuple[Sentence, ...]
+    """How far each run has come, in the runs' order."""
+    differences: tuple[Difference, ...]
+    rows: tuple[PolicyRow, ...]
+    frontiers: tuple[Frontier, ...]
+    verdicts: tuple[Sentence, ...]
+    notes: tuple[str, ...]
+    """What a reader must know to read the rest rightly."""
+    samples: tuple[Sample, ...]
+    costs: tuple[Cost, ...]
+    voted: tuple[VotedPair, ...]
+    set: EvaluationSet | None
+
+
+def compare_runs(directories: Sequence[Path], votes: Path | None = None) -> Comparison:
+    """Read the runs and compare them, and what people voted on their answers.
+
+    Raises:
+        DataError: a folder holds no run, two runs were evaluated on different prompts, or votes cannot be read.
+        RecipeError: a run is named twice.
+    """
+    runs = load_runs(directories)
+    measured_on = require_one_set(runs)
+    found = frontiers(runs)
+    rows = policy_rows(runs)
+    voted, unknown = voted_on(runs, rows, votes)
+    return Comparison(
+        runs=tuple(runs),
+        states=tuple(state(compared.run) for compared in runs),
+        differences=tuple(differences(runs)),
+        rows=tuple(rows),
+        frontiers=tuple(found),
+        verdicts=(*verdicts(found), *map(vote_sentence, voted)),
+        notes=(*notes(runs, rows, found), *unknown),
+        samples=tuple(samples(runs, rows)),
+        costs=tuple(costs(runs)),
+        voted=tuple(voted),
+        set=measured_on,
+    )

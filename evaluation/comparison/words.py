@@ -1,0 +1,93 @@
+"""Sentences for a comparison. None says better where the interval holds zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from evaluation.comparison.equal_kl import Frontier, Pair
+from evaluation.comparison.load import ComparedRun
+from evaluation.comparison.rows import PolicyRow
+from evaluation.report.measures import Measure, alike, measure_named, plain
+from evaluation.report.words import Sentence
+
+LEAST_PROMPTS = 10
+"""Over fewer an interval can be a single point by chance, and shows nothing whatever it says."""
+_VALUES = {
+    "score": "score by the reward model",
+    "rule_accuracy": "held-out prompts answered right",
+}
+
+
+def verdicts(found: Sequence[Frontier]) -> list[Sentence]:
+    """One sentence for each pair of paths that was compared at equal KL, those that show something first."""
+    said = [verdict(pair) for one in found for pair in one.pairs]
+    return [*(one for one in said if one.tone == "better"), *(one for one in said if one.tone != "better")]
+
+
+def verdict(pair: Pair) -> Sentence:
+    """What one comparison shows, and how sure that is."""
+    measure = measure_named(pair.metric)
+    value, at = _VALUES.get(pair.metric, measure.label), f"{plain(pair.kl)} nats"
+    low, high = pair.difference.low, pair.difference.high
+    assert pair.difference.estimate is not None and low is not None and high is not None
+    unit = " points" if measure.percent else ""
+    over = f" over {pair.difference.n} prompts"
+    if low <= 0 <= high or pair.difference.n < LEAST_PROMPTS:
+        size, least, most = alike(measure, [pair.difference.estimate, low, high])
+        text = f"At equal KL ({at}): no difference shown between {pair.a} and {pair.b} in {value} "
+        return Sentence(text=f"{text}({pair.b} less {pair.a}: {size}{unit} [{least}, {most}]{over}).", tone="none")
+    ahead, behind = (pair.b, pair.a) if pair.difference.estimate > 0 else (pair.a, pair.b)
+    if pair.difference.estimate < 0:
+        low, high = -high, -low
+    size, least, most = alike(measure, [abs(pair.difference.estimate), low, high])
+    text = f"At equal KL ({at}): {ahead} is better than {behind} by {size}{unit} [{least}, {most}]{over} in {value}."
+    return Sentence(text=text, tone="better")
+
+
+def notes(runs: Sequence[ComparedRun], rows: Sequence[PolicyRow], found: Sequence[Frontier]) -> Iterable[str]:
+    """What keeps figures apart that stand near each other."""
+    judges = {row.score_by: row for row in rows if row.score_by}
+    if len(judges) > 1:
+        whose = "; ".join(f"{_listed(row.runs)}: {key[:12]}" for key, row in judges.items())
+        yield (
+            f"Scores come from {len(judges)} reward models ({whose}). Scores of different models are never compared; "
+            "rules are the same for all."
+        )
+    references = {path.reference for one in found for path in one.paths}
+    if len(references) > 1:
+        yield (
+            f"KL is counted from {len(references)} different references, each run's own: equal KL then means equally "
+            "far from where each started."
+        )
+    paths = [path for one in found for path in one.paths]
+    without = sorted({path.run for path in paths if not path.spots})
+    for label in without:
+        folder = next(compared.run.directory for compared in runs if compared.label == label)
+        yield (
+            f"{label} was evaluated without values per prompt, by an older version, so it is shown but not compared at "
+            f"equal KL: `trivet run {folder}/recipe.yaml --output-dir {folder}` evaluates it again."
+        )
+    still = sorted({path.name for path in paths if path.spots and not path.band})
+    if still:
+        stands = "stands" if len(still) == 1 else "stand"
+        yield f"{_listed(still)}: {stands} so near the reference that its KL may be 0; not compared at equal KL."
+    if any(path.name.startswith("best of n") for path in paths):
+        yield (
+            "Best of n stands at the upper bound of its KL, log n - (n-1)/n: in truth it is as near or nearer, which "
+            "makes the comparison unfavourable to it."
+        )
+    pairs = sum(len(one.pairs) for one in found)
+    if pairs > 1:
+        yield f"{pairs} comparisons at equal KL, each with a 95 % interval of its own: among many, some miss by chance."
+    for compared in runs:
+        if not compared.evaluated:
+            yield f"{compared.label} has not been evaluated yet; what it has logged so far is shown."
+
+
+def value_label(measure: Measure) -> str:
+    """What an axis of this measure counts."""
+    return f"{measure.label}, {measure.unit}" if measure.unit else measure.label
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,103 @@
+"""Every policy's greedy answers held against the reference's by the judge of the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.records import Prompt
+from evaluation.judging.alpaca_eval import write_alpaca_eval
+from evaluation.judging.cache import ReplyCache
+from evaluation.judging.endpoint import Endpoint
+from evaluation.judging.judge import Match, judge_all
+from evaluation.judging.win_rate import Verdict, judged_figures
+from pipeline.recipe.schema import JudgeSettings
+
+Progress = Callable[[str], Callable[[int, int], None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the judge said of every policy but the reference."""
+
+    matches: Mapping[str, Sequence[tuple[Match, Verdict]]]
+
+    @property
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """By policy: win rate against the reference with its interval, ties, and the judge's own biases."""
+        return {name: judged_figures([verdict for _, verdict in pairs]) for name, pairs in self.matches.items()}
+
+    def columns(self, policy: str) -> dict[str, Any]:
+        """The columns of a policy's row; none for the reference itself."""
+        found = self.figures.get(policy, {})
+        return {name: found[name] for name in ("win_rate", "win_rate_ci95", "win_rate_n") if name in found}
+
+
+def judge_policies(
+    settings: JudgeSettings,
+    prompts: Sequence[Prompt],
+    answers: Mapping[str, Sequence[str]],
+    reference: str,
+    progress: Progress,
+) -> Judged:
+    """Judge the first so many answers of every policy against the reference's; a shared cache keeps all replies.
+
+    Raises:
+        SourceUnreachableError, RecipeError: the endpoint failed for good.
+    """
+    endpoint = Endpoint(
+        url=settings.url, model=settings.model, timeout=settings.timeout, attempts=settings.attempts
+    )  # fmt: skip
+    texts = conversations(prompts[: settings.prompts])
+    matches = {
+        name: [
+            Match(prompt=prompt, a=a, b=b) for prompt, a, b in zip(texts, answers[reference], given, strict=False)
+        ]
+        for name, given in answers.items()
+        if name != reference
+    }  # fmt: skip
+    judged = {}
+    for name, pairs in matches.items():
+        found = judge_all(
+            pairs, endpoint, ReplyCache.shared(), parallel=settings.parallel, progress=progress(f"verdicts on {name}")
+        )
+        judged[name] = list(zip(pairs, found, strict=True))
+    return Judged(judged)
+
+
+def write_judged(
+    folder: Path,
+    judged: Judged,
+    prompts: Sequence[Prompt],
+    answers: Mapping[str, Sequence[str]],
+    reference: str,
+    annotator: str,
+) -> None:
+    """AlpacaEval's files, answers and verdicts, into `alpaca_eval` below the evaluation's folder."""
+    write_alpaca_eval(folder / "alpaca_eval", conversations(prompts), answers, reference, judged.matches, annotator)
+
+
+def conversations(prompts: Sequence[Prompt]) -> list[str]:
+    """Prompts as text: one turn as it is, several with their roles."""
+    return [
+        prompt.messages[0].content
+        if len(prompt.messages) == 1
+        else "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt.messages)
+        for prompt in prompts
+    ]
+
+
+def as_plain(judged: Judged) -> dict[str, Any]:
+    """For handing on to other processes as JSON."""
+    return {
+        name: [[asdict(match), asdict(verdict)] for match, verdict in pairs] for name, pairs in judged.matches.items()
+    }
+
+
+def from_plain(value: Mapping[str, Any]) -> Judged:
+    """What `as_plain` gave."""
+    return Judged({
+        name: [(Match(**match), Verdict(**verdict)) for match, verdict in pairs] for name, pairs in value.items()
+    })  # fmt: skip

@@ -1,0 +1,111 @@
+"""People's votes: a JSONL of `{prompt, answer_a, answer_b, choice, who, when}`, turned into the figures of a judge.
+
+Which policies stood behind the two answers is found by their texts among a run's answers; a vote on answers that
+several policies gave counts for each of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from evaluation.judging.win_rate import by_prompt, win_figures
+from pipeline.errors import DataError
+
+CHOICES: Mapping[str, float] = {"a": 0.0, "b": 1.0, "tie": 0.5}
+"""Share of answer_b in what was chosen."""
+_FIELDS = ("prompt", "answer_a", "answer_b", "choice")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """One person's choice between two answers."""
+
+    prompt: str
+    answer_a: str
+    answer_b: str
+    choice: str
+    who: str
+    when: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VotedPair:
+    """What the votes say of two policies; the figures are those of B against A."""
+
+    a: str
+    b: str
+    votes: int
+    voters: int
+    figures: Mapping[str, Any]
+
+
+def read_votes(path: Path) -> list[Vote]:
+    """Read a file of votes. Who votes twice on the same two answers counts with the later vote.
+
+    Raises:
+        DataError: no such file, or a line that is no vote; the sentence names it.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file of votes")
+    found: dict[tuple[str, ...], Vote] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            vote = _vote(line, f"{path}:{number}")
+            # The same two answers the other way round are the same question.
+            key = (vote.prompt, *sorted((vote.answer_a, vote.answer_b)), vote.who or f"line {number}")
+            found.pop(key, None)
+            found[key] = vote
+    return list(found.values())
+
+
+def voted_pairs(votes: Sequence[Vote], answers: Mapping[str, Mapping[str, str]]) -> tuple[list[VotedPair], int]:
+    """Figures for every two policies that were voted on, over prompts, voters of one prompt averaged.
+
+    Args:
+        votes: by `read_votes`.
+        answers: policy to prompt to answer.
+
+    Returns:
+        The pairs, in the policies' order, and how many votes are on answers that no policy gave.
+    """
+    pairs = []
+    used: set[int] = set()
+    for a, b in combinations(answers, 2):
+        cast = [(at, vote, share) for at, vote in enumerate(votes) for share in _share(vote, answers[a], answers[b])]
+        used.update(at for at, _, _ in cast)
+        if not cast:
+            continue
+        shares = by_prompt((vote.prompt, share) for _, vote, share in cast)
+        lengths = [(share, len(answers[a][prompt]), len(answers[b][prompt])) for prompt, share in shares.items()]
+        voters = len({vote.who for _, vote, _ in cast})
+        pairs.append(VotedPair(a=a, b=b, votes=len(cast), voters=voters, figures=win_figures(lengths)))
+    return pairs, len(votes) - len(used)
+
+
+def _share(vote: Vote, a: Mapping[str, str], b: Mapping[str, str]) -> Iterable[float]:
+    """B's share in a vote, once; nothing where the vote is not on these two policies' answers."""
+    shown = (vote.answer_a.strip(), vote.answer_b.strip())
+    given = tuple(answers[vote.prompt].strip() if vote.prompt in answers else None for answers in (a, b))
+    if shown == given:
+        yield CHOICES[vote.choice]
+    elif shown == given[::-1]:
+        yield 1 - CHOICES[vote.choice]
+
+
+def _vote(line: str, where: str) -> Vote:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: is not JSON; expected one vote per line") from error
+    lacking = [name for name in _FIELDS if not isinstance(row.get(name), str)] if isinstance(row, dict) else [*_FIELDS]
+    if lacking:
+        raise DataError(f"{where}: lacks {', '.join(lacking)}; a vote has {', '.join(_FIELDS)}, who and when")
+    if row["choice"] not in CHOICES:
+        raise DataError(f"{where}: choice is '{row['choice']}'; expected one of {', '.join(CHOICES)}")
+    who, when = (str(row.get(name) or "") for name in ("who", "when"))
+    return Vote(**{name: row[name] for name in _FIELDS}, who=who, when=when)

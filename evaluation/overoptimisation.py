@@ -1,0 +1,151 @@
+"""The over-optimisation watch: has the true quality turned while the reward that is trained on still rises?
+
+A policy that is optimised against an imperfect reward first gains by it and then loses, although the reward goes on
+rising (Gao et al. 2023, arXiv 2210.10760). What shows it is a second opinion: a score that training does not see, such
+as rules on held-out prompts or another reward model. Pure functions of numbers, without torch.
+
+With d = sqrt(KL), that paper's frontiers are d (a - b d) for best-of-n and d (a - b log d) for RL. A cubic in d comes
+close to both and to steeper falls; fitted by least squares, it gives the place of the turn and how sure its fall is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+LEAST = 8
+"""Fewer measurements show no turn that chance could not."""
+_SURE = 3.0
+"""Standard errors by which the fitted quality must fall at the end."""
+_SEEN = 2.5
+"""Standard errors by which the last measurements must lie below those around the turn."""
+_RISES = 2.0
+"""Standard errors by which the training reward must rise from the turn on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Where the held-out score turned while the training reward went on rising."""
+
+    step: float
+    """Of the highest fitted held-out score."""
+    kl: float | None
+    """There, in nats; None where no KL was given."""
+    best: float
+    """Fitted held-out score there."""
+    last: float
+    """Fitted held-out score at the last step."""
+
+
+def watch(
+    steps: Sequence[float],
+    training: Sequence[float | None],
+    held_out: Sequence[float | None],
+    kl: Sequence[float | None] | None = None,
+) -> Turn | None:
+    """The turn, or None as long as none is shown.
+
+    Args:
+        steps: of the measurements, rising.
+        training: reward that is trained on, at each step (the mean since the last one, for instance).
+        held_out: independent score on held-out prompts; a step at which any figure is missing is left out.
+        kl: divergence from the reference in nats. Without it the step itself stands for the distance.
+
+    Returns:
+        A turn only if all of this holds: the fitted held-out score falls at the end, by more than its uncertainty; the
+        last measurements lie below those around the turn; the training reward rises from the turn on.
+    """
+    series = _complete(steps, training, held_out, kl)
+    if series is None:
+        return None
+    at, reward, score, distance = series
+    found = _fit(distance, score)
+    if found is None:
+        return None
+    peak, error, fitted = found
+    turn = float(np.interp(peak, distance, at))
+    if not (_fell(at, score, turn, error) and _rises(at, reward, turn)):
+        return None
+    return Turn(
+        step=turn,
+        kl=None if kl is None else float(peak**2),
+        best=float(np.interp(peak, distance, fitted)),
+        last=float(fitted[-1]),
+    )
+
+
+def _complete(
+    steps: Sequence[float],
+    training: Sequence[float | None],
+    held_out: Sequence[float | None],
+    kl: Sequence[float | None] | None,
+) -> tuple[Array, Array, Array, Array] | None:
+    """Steps, reward, score and distance where all are finite; None where that is too little, or nothing moved."""
+    columns = [steps, training, held_out, steps if kl is None else kl]
+    rows = np.array([[np.nan if v is None else v for v in row] for row in zip(*columns, strict=True)], float)
+    rows = rows[np.isfinite(rows).all(axis=1)] if len(rows) else rows
+    if len(rows) < LEAST or (np.diff(rows[:, 0]) <= 0).any():
+        return None
+    at, reward, score, far = rows.T
+    # Optimisation moves away from its reference: what falls back in the KL's estimate is mostly noise.
+    distance = at - at[0] + 1e-9 if kl is None else _rising(np.sqrt(np.maximum(far, 0.0)))
+    return (at, reward, score, distance) if distance[-1] > distance[0] else None
+
+
+def _rising(values: Array) -> Array:
+    """The nearest series that never falls (pool adjacent violators), in least squares."""
+    blocks: list[list[float]] = []
+    for value in values:
+        blocks.append([float(value), 1.0])
+        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+            mean, weight = blocks.pop()
+            total = blocks[-1][1] + weight
+            blocks[-1] = [(blocks[-1][0] * blocks[-1][1] + mean * weight) / total, total]
+    return np.concatenate([np.full(int(weight), mean) for mean, weight in blocks])
+
+
+def _fit(x: Array, y: Array) -> tuple[float, float, Array] | None:
+    """Where a cubic in the distance is highest, the residuals' deviation, its values; None where its end does not fall.
+
+    The slope at the end is linear in the parameters, so its uncertainty knows nothing of where the peak was found.
+    """
+    scaled = x / x[-1]
+    design = np.stack([scaled**power for power in range(4)], axis=1)
+    inverse = np.linalg.pinv(design.T @ design)
+    parameters = inverse @ design.T @ y
+    error = sqrt(float(((y - design @ parameters) ** 2).sum()) / max(len(y) - 4, 1))
+    at_end = np.array([0.0, 1.0, 2.0, 3.0])
+    if float(at_end @ parameters) > -_SURE * error * sqrt(float(at_end @ inverse @ at_end)):
+        return None
+    grid = np.linspace(scaled[0], 1.0, 1001)
+    peak = float(grid[np.argmax(np.polynomial.polynomial.polyval(grid, parameters))]) * float(x[-1])
+    return peak, error, design @ parameters
+
+
+def _fell(at: Array, score: Array, turn: float, error: float) -> bool:
+    """Whether the last quarter of the measurements lies below as many around the turn."""
+    few = max(3, len(at) // 4)
+    around = np.sort(np.argsort(np.abs(at - turn), kind="stable")[:few])
+    last = np.arange(len(at) - few, len(at))
+    last = last[last > around[-1]] if around[-1] >= last[0] else last
+    if len(last) < 2:
+        return False
+    drop = float(score[around].mean() - score[last].mean())
+    return drop > _SEEN * error * sqrt(1 / len(around) + 1 / len(last))
+
+
+def _rises(at: Array, reward: Array, turn: float) -> bool:
+    """Whether the training reward's slope from the turn on is surely above 0."""
+    after = at >= turn
+    if after.sum() < 3:
+        return False
+    x, y = at[after] - at[after].mean(), reward[after]
+    slope = float((x * y).sum() / (x**2).sum())
+    left = y - y.mean() - slope * x
+    error = sqrt(float((left**2).sum()) / max(int(after.sum()) - 2, 1) / float((x**2).sum()))
+    return slope > _RISES * error and slope > 0

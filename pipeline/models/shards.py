@@ -1,0 +1,104 @@
+"""Models whose parameters DeepSpeed's ZeRO-3 spreads over the ranks: to spread them, see them whole, take them home.
+
+Between two layers a rank holds its share of every parameter and nothing else, so whatever reads a weight, and does not
+call the layer that owns it, must ask for the whole first. All of it is collective: every rank makes the same calls, as
+many of them, in the same order. Layer 2; DeepSpeed is imported only where a parameter is spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def is_spread(parameter: Tensor) -> bool:
+    """Whether a parameter is ZeRO-3's."""
+    return hasattr(parameter, "ds_id")
+
+
+def _is_in_pieces(parameter: Any) -> bool:
+    return bool(parameter.ds_status.name != "AVAILABLE")
+
+
+def is_spread_model(model: nn.Module) -> bool:
+    """Whether a model's parameters are ZeRO-3's; then all ranks must call it equally often."""
+    return any(map(is_spread, model.parameters()))
+
+
+@contextmanager
+def whole(*parameters: Tensor) -> Iterator[None]:
+    """Every rank sees these parameters whole within the block; nothing happens to those that are.
+
+    They are, for one, within the engine's own forward pass, where reading a layer's weight is enough to gather it until
+    the pass is over.
+    """
+    spread = [parameter for parameter in parameters if is_spread(parameter) and _is_in_pieces(parameter)]
+    if not spread:
+        yield
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters(spread):
+        yield
+
+
+def scoring_mode(model: nn.Module) -> Any:
+    """Context without gradients: inference mode where it may be.
+
+    What ZeRO-3 gathers inside inference mode it may keep for the next training step, which refuses such tensors.
+    """
+    return torch.no_grad() if is_spread_model(model) else torch.inference_mode()
+
+
+def spread_over_ranks(model: nn.Module, zero: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Turn a model in the host's memory into ZeRO-3's, parameter by parameter.
+
+    Left to itself the engine first moves the whole model onto every GPU, which a model that needs ZeRO-3 does not fit.
+
+    Args:
+        model: the same on every rank.
+        zero: the part `zero_optimization` of DeepSpeed's configuration.
+        dtype: that the engine computes in; parameters are converted first, as it takes them for converted.
+    """
+    from deepspeed.runtime.zero import Init
+
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    where = (zero.get("offload_param") or {}).get("device", "none")
+    # The batch size has no part in this, but without one the configuration is refused.
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": dict(zero)}
+    Init(module=model, config_dict_or_path=config, remote_device=None if where == "none" else where, dtype=dtype)
+
+
+def whole_state(model: nn.Module, *, trained_only: bool) -> dict[str, Tensor] | None:
+    """Parameters and buffers by name, whole and on the CPU, as `save_pretrained` takes them; None where none is spread.
+
+    Args:
+        model: every rank calls with its own; all get a dictionary, only the first rank's is filled.
+        trained_only: leave out parameters that are frozen.
+    """
+    if not is_spread_model(model):
+        return None
+    first = torch.distributed.get_rank() == 0
+    found: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if trained_only and not parameter.requires_grad:
+            continue
+        with whole(parameter):
+            if first:
+                found[name] = parameter.detach().cpu().clone()
+    if first:
+        found.update((name, buffer.detach().cpu()) for name, buffer in _saved_buffers(model))
+    return found
+
+
+def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}" if prefix else name, buffer

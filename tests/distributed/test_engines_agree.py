@@ -1,0 +1,123 @@
+"""Two processes under DeepSpeed train what one trains without: the same losses, and weights that are all there.
+
+One process and a pair are started once each and run every case (`stages_of_a_rank.py`); what they found is compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.runtime import ROOT
+
+pytestmark = pytest.mark.slow
+TOLERANCE = 1e-4
+KINDS, FORMS = ("sft", "reward", "dpo"), ("lora", "full")
+FULL = {"learning_rate": 5e-4}
+
+
+def case(kind: str, form: str, engine: str, name: str = "", **more: Any) -> dict[str, Any]:
+    settings = {"deepspeed": engine, **(FULL if form == "full" else {}), **more.pop("settings", {})}
+    adapter = "none" if form == "full" else None
+    whole = "-".join(filter(None, (kind, form, engine, name)))
+    return {"name": whole, "kind": kind, "adapter": adapter, "settings": settings, **more}
+
+
+ALONE = [case(kind, form, "none") for kind in KINDS for form in FORMS]
+TOGETHER = [case(kind, form, engine) for kind in KINDS for form in FORMS for engine in ("zero2", "zero3")]
+OTHERS = [
+    case("sft", "lora", "none"),
+    case("sft", "full", "zero1"),
+    case("sft", "lora", "zero3", "trl", settings={"engine": "trl"}),
+    case("reward", "lora", "zero3", "bf16", settings={"precision": "bf16"}),
+    case("sft", "lora", "zero2", "resumed", stop_at=2),
+    case("dpo", "full", "zero3", "resumed", stop_at=2),
+    case("dpo", "lora", "zero3", "emptied", fault="emptied"),
+    case("sft", "lora", "zero2", "nan", fault="nan"),
+]
+
+
+def launched(processes: int, cases: list[dict[str, Any]], folder: Path) -> dict[str, dict[str, Any]]:
+    """What every case found."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    script = [str(Path(__file__).with_name("stages_of_a_rank.py")), str(folder), str(folder / "cases.json")]
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "RANK"))}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *(many if processes > 1 else []), *script],
+        env=environment, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    found = {each["name"]: folder / each["name"] / "found.json" for each in cases}
+    missing = [name for name, path in found.items() if not path.is_file()]
+    assert not missing, f"{missing}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return {name: json.loads(path.read_text()) for name, path in found.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict[str, dict[str, Any]]:
+    return launched(1, ALONE, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> dict[str, dict[str, Any]]:
+    return launched(2, [*TOGETHER, *OTHERS], tmp_path_factory.mktemp("pair"))
+
+
+@pytest.mark.parametrize("name", [each["name"] for each in [*TOGETHER, *OTHERS[:3]]])
+def test_losses_and_gradients_are_those_of_one_process(alone, pair, name):
+    kind, form = name.split("-")[:2]
+    one, two = alone[f"{kind}-{form}-none"], pair[name]
+    assert "error" not in two, two["error"]
+    assert two["loss"] == pytest.approx(one["loss"], abs=TOLERANCE) and len(one["loss"]) == 4
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-3)
+    assert max(one["loss"]) - min(one["loss"]) > 10 * TOLERANCE, "losses that could differ"
+
+
+@pytest.mark.parametrize("name", [each["name"] for each in TOGETHER])
+def test_figures_and_saved_weights_are_those_of_one_process(alone, pair, name):
+    """Measured before and after training, on weights that no rank holds whole; then every tensor as it was saved."""
+    kind, form = name.split("-")[:2]
+    one, two = alone[f"{kind}-{form}-none"], pair[name]
+    for key in [key for key in one["metrics"] if key.startswith("eval_") and not isinstance(one["metrics"][key], dict)]:
+        assert two["metrics"][key] == pytest.approx(one["metrics"][key], abs=1e-3), key
+    assert two["tensors"].keys() == one["tensors"].keys() and two["tensors"]
+    for key, norm in one["tensors"].items():
+        assert two["tensors"][key] == pytest.approx(norm, rel=1e-3, abs=1e-3), key
+
+
+def test_streams_compute_the_steps_wherever_they_can_and_what_does_not_is_said(pair):
+    engines = {name: found["metrics"].get("engine") for name, found in pair.items() if name.startswith(("sft", "dpo"))}
+    trl = {name for name, engine in engines.items() if engine == "trl"}
+    assert trl == {"sft-full-zero3", "dpo-full-zero3", "dpo-full-zero3-resumed", "sft-lora-zero3-trl"}
+    said = "TRL's trainer computes the steps: DeepSpeed ZeRO-3 spreads the output layer, which is trained"
+    assert said in pair["sft-full-zero3"]["said"] and said in pair["dpo-full-zero3"]["said"]
+
+
+def test_bf16_trains_and_its_head_still_tells_scores_apart(pair):
+    found = pair["reward-lora-zero3-bf16"]
+    assert "error" not in found, found["error"]
+    assert len(found["loss"]) == 4 and found["metrics"]["eval_n"] > 0
+
+
+@pytest.mark.parametrize("name", ["sft-lora-zero2", "dpo-full-zero3"])
+def test_a_stage_that_was_stopped_goes_on_bit_for_bit(pair, name):
+    straight, resumed = pair[name], pair[f"{name}-resumed"]
+    assert "going on from step 2" in resumed["said"], resumed["said"]
+    assert resumed["hash"] == straight["hash"] and resumed["loss"] == straight["loss"]
+
+
+def test_weights_that_were_lost_on_the_way_to_the_file_are_noticed(pair):
+    error = pair["dpo-lora-zero3-emptied"]["error"]
+    assert "are not those that were trained: row 0 gives" in error and "nothing is handed on" in error
+
+
+def test_a_loss_that_is_no_number_ends_the_stage(pair):
+    error = pair["sft-lora-zero2-nan"]["error"]
+    assert error.startswith("the loss became nan at step 2; training stopped and nothing of this step is kept")

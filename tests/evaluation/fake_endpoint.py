@@ -1,0 +1,78 @@
+"""A judge on this machine that speaks as an OpenAI-compatible server does, and fails in the ways such servers fail."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+SHOWN = re.compile(r"<answer_A>\n(.*?)\n</answer_A>.*<answer_B>\n(.*?)\n</answer_B>", re.DOTALL)
+
+
+class Judge:
+    """Replies by `prefer(first, second)`, after the faults that were ordered."""
+
+    def __init__(self, prefer):
+        self.prefer = prefer
+        self.faults = []
+        """Each is used up by one request: a status code, `cut`, `silent`, or a text to reply with."""
+        self.asked = []
+        self.keys = []
+        self.lock = threading.Lock()
+
+    def serve(self, handler):
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        with self.lock:
+            self.asked.append(body)
+            self.keys.append(handler.headers.get("Authorization"))
+            fault = self.faults.pop(0) if self.faults else None
+        if isinstance(fault, tuple):
+            code, headers, text = fault
+            return self._send(handler, code, text, headers)
+        text = fault
+        if fault == "cut":
+            handler.send_response(200)
+            handler.send_header("Content-Length", "500")
+            handler.end_headers()
+            handler.wfile.write(b'{"choices": [{"message": {"content": "A')
+            handler.wfile.flush()
+            return handler.connection.close()
+        if fault == "no json":
+            return self._send(handler, 200, "<html>busy</html>")
+        if text is None:
+            text = self.prefer(*SHOWN.search(body["messages"][1]["content"]).groups())
+        return self._send(handler, 200, json.dumps({"choices": [{"message": {"content": text}}]}))
+
+    def _send(self, handler, code, text, headers=()):
+        data = text.encode()
+        handler.send_response(code)
+        for name, value in headers:
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+
+@contextmanager
+def endpoint(prefer):
+    """The judge and its address, for the length of the block."""
+    judge = Judge(prefer)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            judge.serve(self) if self.path == "/v1/chat/completions" else self.send_error(404)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield judge, f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

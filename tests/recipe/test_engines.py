@@ -1,0 +1,132 @@
+"""Which engine a stage has: what the recipe and the launch say, and every pair of them that is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.recipe import check_engines, loads_recipe
+from pipeline.recipe.checks import DS_CONFIGS
+from pipeline.recipe.engines import Engine, launched_engine, stage_engine
+
+TEXT = """\
+name: demo
+model: {base: some/model}
+data:
+  sft: {sources: [{path: a}]}
+  preference: {sources: [{path: p}]}
+stages:
+  sft: {deepspeed: inherit}
+  reward:
+    deepspeed: inherit
+  ppo: {deepspeed: none}
+"""
+FSDP = {"ACCELERATE_USE_FSDP": "true"}
+ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+ZERO2_FILE = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(DS_CONFIGS / "zero2.json")}
+
+
+def engines(environment, *overrides):
+    loaded = loads_recipe(TEXT, "r.yaml", overrides)
+    return check_engines(loaded.recipe, environment, loaded.places)
+
+
+def refused(environment, *overrides):
+    with pytest.raises(RecipeError) as caught:
+        engines(environment, *overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said", "spreads"),
+    [
+        ({}, "no engine", False),
+        ({"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "false"}, "no engine", False),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed ZeRO-2", False),
+        (ZERO3, "DeepSpeed ZeRO-3", True),
+        (ZERO2_FILE, "DeepSpeed ZeRO-2", False),
+        ({**ZERO3, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "none"}, "DeepSpeed ZeRO-3", True),
+        (FSDP, "FSDP", False),
+    ],
+)
+def test_what_the_launch_configured(environment, said, spreads):
+    found = launched_engine(environment)
+    assert str(found) == said and found.spreads_parameters == spreads
+    assert stage_engine("inherit", environment) == found
+    assert stage_engine("none", environment) == Engine("none")
+
+
+def test_a_file_of_the_recipe_is_read_whatever_the_launch_says():
+    for name, stage in (("zero1", 1), ("zero2", 2), ("zero3", 3), ("zero3_offload_cpu", 3), ("zero3_offload_nvme", 3)):
+        assert stage_engine(name, {}) == Engine("deepspeed", stage, DS_CONFIGS / f"{name}.json")
+
+
+@pytest.mark.parametrize("environment", [ZERO3, ZERO2_FILE])
+def test_inherit_takes_the_launchs(environment):
+    found = engines(environment)
+    assert found["sft"] == found["reward"] == launched_engine(environment)
+    assert found["ppo"] == Engine("none")
+
+
+def test_each_stage_may_have_its_own():
+    found = engines({}, "stages.sft.deepspeed=zero3", "stages.reward.deepspeed=zero1")
+    assert [engine.zero_stage for engine in found.values()] == [3, 1, 0]
+
+
+def test_a_clash_names_both_sides_and_the_place():
+    text = refused(ZERO3, "stages.sft.deepspeed=zero2")
+    assert text.startswith("--set stages.sft.deepspeed=zero2: the recipe names zero2 (DeepSpeed ZeRO-2), the launch ")
+    assert "configures DeepSpeed ZeRO-3; write inherit" in text
+    assert "r.yaml:" not in text, "the other stages inherit"
+    assert "zero3 (DeepSpeed ZeRO-3), the launch configures FSDP" in refused(
+        FSDP, "stages.sft.deepspeed=zero3", "stages.reward.deepspeed=none"
+    )
+    # The very same file is no clash; a stage that switches the launch's engine off is none either.
+    engines(ZERO2_FILE, "stages.sft.deepspeed=zero2", "stages.reward.deepspeed=none")
+
+
+def test_fsdp_is_refused_stage_by_stage_but_can_be_switched_off():
+    text = refused(FSDP)
+    assert text.splitlines()[0].startswith("r.yaml:7: stages.sft.deepspeed: the launch configures FSDP, whose shards")
+    assert "--set stages.sft.deepspeed=none" in text and "r.yaml:9: stages.reward.deepspeed" in text
+    assert "ppo" not in text
+    off = [f"stages.{name}.deepspeed=none" for name in ("sft", "reward", "ppo")]
+    assert set(engines(FSDP, *off).values()) == {Engine("none")}
+
+
+@pytest.mark.parametrize("environment", [ZERO3, FSDP])
+def test_ppo_does_not_ignore_an_engine_in_silence(environment):
+    off = ["stages.sft.deepspeed=none", "stages.reward.deepspeed=none"]
+    text = refused(environment, *off, "stages.ppo.deepspeed=inherit")
+    assert "which a ppo stage would ignore" in text and "--set stages.ppo.deepspeed=none" in text
+    engines({}, *off, "stages.ppo.deepspeed=inherit")
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantised_base_is_not_spread(kind):
+    text = refused({}, f"model.quantization={kind}", "stages.sft.deepspeed=zero3")
+    assert f"ZeRO-3 cannot spread a base in {kind} here" in text and "use zero2" in text
+    assert "stages.sft.deepspeed" in refused(ZERO3, f"model.quantization={kind}")
+    engines({}, f"model.quantization={kind}", "stages.sft.deepspeed=zero2")
+
+
+def test_an_ensemble_has_no_engine():
+    text = refused({}, "stages.reward.ensemble=3", "stages.reward.deepspeed=zero2")
+    assert "DeepSpeed ZeRO-2 serves one model per process, and ensemble: 3" in text
+    engines({}, "stages.reward.ensemble=3")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"zero_optimization": {"stage": "three"}}', '{"zero_optimization": 3}'])
+def test_a_file_that_is_none(tmp_path, content):
+    path = tmp_path / "mine.json"
+    path.write_text(content)
+    assert f"{path} cannot be read as a DeepSpeed configuration" in refused({}, f"stages.sft.deepspeed={path}")
+    path.write_text(json.dumps({"zero_optimization": {"stage": 1}}))
+    assert engines({}, f"stages.sft.deepspeed={path}")["sft"].zero_stage == 1
+
+
+def test_a_file_of_the_launch_that_is_missing():
+    gone = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "/nowhere/zero.json"}
+    assert "/nowhere/zero.json cannot be read" in refused(gone)
