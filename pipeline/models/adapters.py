@@ -126,6 +126,32 @@ def active(model: Any, name: str | None) -> Iterator[None]:
     yield
 
 
+@contextmanager
+def held_in(model: Any, precision: str) -> Iterator[None]:
+    """Within the block, LoRA's factors in the type that a forward pass would cast them to anyway, each time anew.
+
+    The numbers stay the same to the bit; a pass over one token, as in generation, is full of such casts.
+
+    Args:
+        model: with adapters or without, called under autocast within the block.
+        precision: of the forward pass.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    named = dict(model.named_parameters())
+    # DoRA takes norms of its factors in float32.
+    if dtype is None or any(".lora_magnitude_vector." in name for name in named):
+        yield
+        return
+    factors = [(each, each.data) for name, each in named.items() if ".lora_A." in name or ".lora_B." in name]
+    try:
+        for parameter, whole in factors:
+            parameter.data = whole.to(dtype)
+        yield
+    finally:
+        for parameter, whole in factors:
+            parameter.data = whole
+
+
 def save(model: PeftModel, folder: Path, base_name: str, state: dict[str, torch.Tensor] | None = None) -> None:
     """Write the trained adapter alone, refusing an empty or non-finite one.
 

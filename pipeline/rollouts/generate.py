@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from pipeline.batches import by_length, pad_left
+from pipeline.models import adapters
 from pipeline.models.forward import evaluating
 from pipeline.rollouts.answers import Answer, Progress, Sampling, cut_at_stop
 from pipeline.runtime import Ranks, autocast, gather_lists
@@ -51,7 +52,11 @@ class Generator:
         found: dict[int, Answer] = {}
         if progress is not None:
             progress(0, len(mine))
-        with evaluating(self.model), torch.inference_mode(), autocast(self.precision):
+        # Adapters first: what inference mode makes could not be trained afterwards.
+        with (
+            evaluating(self.model), adapters.held_in(self.model, self.precision), torch.inference_mode(),
+            autocast(self.precision),
+        ):  # fmt: skip
             for batch in by_length([len(prompts[index]) for index in mine], self.batch_size):
                 picked = [mine[index] for index in batch]
                 answers = self._batch([prompts[index] for index in picked], picked, sampling)

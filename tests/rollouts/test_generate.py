@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from pipeline.models import adapters
 from pipeline.recipe.schema import AdapterSettings
 from pipeline.rollouts.answers import Answer, Sampling
 from pipeline.rollouts.generate import Generator
-from pipeline.runtime import Ranks
+from pipeline.runtime import Ranks, autocast
 
 ALONE = Ranks(0, 0, 1)
 PROMPTS = [[1, 40, 41], [1, 42], [1, 43, 44, 45, 46, 47, 48, 49], [1, 50, 51, 52], [1], [1, 53]]
@@ -298,3 +300,66 @@ def probabilities(model: Any, prompt: tuple[int, ...], length: int, temperature:
         for rest, inner in probabilities(model, (*prompt, token), length - 1, temperature).items():
             found[(token, *rest)] = probability * inner
     return found
+
+
+# Adapters in the type they are computed in
+
+
+class Casts(TorchDispatchMode):
+    """Counts tensors that are put into another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.to)
+        return func(*args, **(kwargs or {}))
+
+
+def adapted(model: Any, kind: Any = "lora") -> Any:
+    found: Any = adapters.attach_new(model.to(torch.bfloat16), AdapterSettings(r=4, type=kind), dropout=False)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in found.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5, generator=draw)
+    return found
+
+
+@pytest.mark.parametrize("temperature", [None, 0.9])
+def test_adapters_are_cast_once_and_to_the_same_bits(lively_model, monkeypatch, temperature):
+    """Far fewer casts; the weights that are trained are left as they were."""
+    model = adapted(lively_model)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    assert {value.dtype for name, value in before.items() if "lora_" in name} == {torch.float32}
+    sampling = Sampling(LENGTH, temperature, seed=5)
+
+    def answers() -> tuple[list[Answer], int]:
+        with Casts() as casts:
+            found = Generator(model, 0, (2,), 3, "bf16", ALONE).answers(PROMPTS, sampling)
+        return found, casts.count
+
+    held, few = answers()
+    for name, value in model.named_parameters():
+        assert value.dtype == before[name].dtype and torch.equal(value, before[name]) and not value.is_inference()
+    monkeypatch.setattr(adapters, "held_in", lambda *_: nullcontext())
+    plain, many = answers()
+    assert held == plain
+    assert few < 2 / 3 * many
+    assert len({tuple(answer.ids) for answer in held}) > 3
+
+
+def test_logits_are_the_same_to_the_bit(lively_model):
+    model, ids = adapted(lively_model), torch.tensor(PROMPTS[2:3])
+    with torch.no_grad(), autocast("bf16"):
+        plain = model(input_ids=ids).logits
+        with adapters.held_in(model, "bf16"):
+            assert torch.equal(model(input_ids=ids).logits, plain)
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("dora", "bf16"), ("lora", "fp32")])
+def test_what_would_change_numbers_is_left_alone(lively_model, kind, precision):
+    model = adapted(lively_model, kind)
+    with adapters.held_in(model, precision):
+        assert {value.dtype for name, value in model.named_parameters() if "lora_" in name} == {torch.float32}
