@@ -104,6 +104,16 @@ def stream_hidden_states(trunk: Any, stream: Stream | Packed, below: StandIn | N
     return hidden
 
 
+def without_dropout(model: Any) -> Any:
+    """Turn all dropout off for good: the log-probabilities of two passes must be those of one policy."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    return model
+
+
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode within the block; afterwards each module has its own mode back.

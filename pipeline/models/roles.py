@@ -157,13 +157,3 @@ def _turn_on(trunk: Trunk) -> None:
     tuner.set_adapter(trunk.adapter, inference_mode=True)
     for parameter in trunk.trainable:
         parameter.requires_grad_(True)
-
-
-def without_dropout(model: Any) -> Any:
-    """Turn all dropout off for good: the log-probabilities of two passes must be those of one policy."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-    return model

@@ -23,6 +23,7 @@ from pipeline.algorithms.dpo import preference_margins
 from pipeline.batch_order import pair_padding
 from pipeline.context import StageContext, StageResult, once
 from pipeline.models import adapters
+from pipeline.models.forward import without_dropout
 from pipeline.models.load import device
 from pipeline.recipe.stage_settings import DpoSettings
 from pipeline.runtime import resolve_precision
@@ -120,6 +121,8 @@ def _trainer(
     if engine == STREAMS:
         if reference is None:
             add_reference(policy.model)
+        # As TRL's trainer does: policy and reference would drop different units of one and the same model.
+        without_dropout(policy.model)
         call = reference_call(policy.model, reference, resolve_precision(settings.precision))
         objective = Preference(settings, call)
         trunk = share_trunk(context, settings, policy.model, rows, objective)

@@ -14,10 +14,10 @@ from pipeline.artefact import Artefact
 from pipeline.context import StageContext
 from pipeline.errors import RecipeError
 from pipeline.models import adapters
-from pipeline.models.forward import trunk_of, vocabulary_head
+from pipeline.models.forward import trunk_of, vocabulary_head, without_dropout
 from pipeline.models.load import load_base
 from pipeline.models.reward_model import RewardSpec, head_of, member_folders, read_spec
-from pipeline.models.roles import POLICY, REFERENCE, VALUE, Roles, Trunk, without_dropout
+from pipeline.models.roles import POLICY, REFERENCE, VALUE, Roles, Trunk
 from pipeline.recipe.lineage import reward_role, reward_sources
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.stages.policy import Policy, load_policy, load_reference

@@ -21,7 +21,7 @@ from pipeline import checkpoint
 from pipeline.artefact import Artefact, TokenizerEntry
 from pipeline.context import StageContext, once
 from pipeline.errors import TrivetError
-from pipeline.models.forward import causal_model
+from pipeline.models.forward import causal_model, without_dropout
 from pipeline.recipe.stage_settings import RewardSettings
 from pipeline.runtime import seed_everything
 from pipeline.stages.engine import STREAMS, choose_engine
@@ -163,6 +163,8 @@ def _trainer(engine: str, model: Any, training: Training, context: StageContext)
         objective = Comparison(
             use_margins=any(row.margin for row in training.rows), center_coefficient=settings.center_coefficient
         )
+        # As TRL's trainer does: the scores of a pair's two answers would come from two different models.
+        without_dropout(model)
         trunk = share_trunk(context, settings, model, training.rows, objective)
         return StreamTrainer(model=model, args=arguments, rows=training.rows, objective=objective, trunk=trunk)
     return CommittedRewardTrainer(

@@ -10,8 +10,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pipeline.batches import ResponseBatch, positions, response_batch, scoring_batch
+from pipeline.models.forward import without_dropout
 from pipeline.models.reward_model import head_of
-from pipeline.models.roles import POLICY, REFERENCE, VALUE, Roles, without_dropout
+from pipeline.models.roles import POLICY, REFERENCE, VALUE, Roles
 from pipeline.rollouts.answers import Sampling
 from pipeline.rollouts.generate import Generator
 from tests.rollouts.ppo_parts import ALONE, EOS, LORA, PAD, REWARD, Parts, lively_base, make_parts, some_episodes

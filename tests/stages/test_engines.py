@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,8 @@ from pipeline.models.heads import new_head, with_head
 from pipeline.models.load import load_base, load_classifier, load_tokenizer
 from pipeline.recipe.schema import AdapterSettings, ModelSettings
 from pipeline.recipe.stage_settings import DpoSettings, RewardSettings, SftSettings
+from pipeline.runtime import Ranks
+from pipeline.stages import dpo, reward_member, sft
 from pipeline.stages.dpo import CommittedDPOTrainer
 from pipeline.stages.dpo import _row as dpo_row
 from pipeline.stages.dpo_loss import loss_arguments
@@ -34,6 +37,7 @@ from pipeline.stages.sft import CommittedSFTTrainer
 from pipeline.stages.sft_batches import _row as sft_row
 from pipeline.stages.sft_objective import Imitation
 from pipeline.stages.stream_trainer import StreamTrainer
+from tests.rollouts.ppo_parts import lively_base
 from tests.stages.short_runs import PER_STEP, STEPS, SYSTEM, demonstrations, pairs, trained
 
 
@@ -184,6 +188,39 @@ class Ear:
 
     def say(self, text: str) -> None:
         self.heard.append(text)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward", "sft"])
+def test_dropout_of_the_base_is_off_where_two_passes_are_compared(tiny_folder, tmp_path, kind):
+    """As in TRL's trainers, which leave it on in SFT alone; a fresh model has it on."""
+    folder, settings = lively_base(tmp_path / "gpt2", tiny_folder, "gpt2"), ModelSettings(base="x")
+    data = SimpleNamespace(sft=SimpleNamespace(max_length=64))
+    recipe = SimpleNamespace(model=settings, seed=1, data=data, stages={"x": SftSettings()})
+    context: Any = SimpleNamespace(
+        stage="x", console=Ear(), recipe=recipe, ranks=Ranks(0, 0, 1), checkpoints=tmp_path / "checkpoints"
+    )
+    model: Any
+    if kind == "reward":
+        model = load_classifier(folder, settings, frozen=True, precision="fp32")
+        with_head(model, new_head(32, 0))
+        model = adapters.attach_for_scores(model, AdapterSettings(r=4), None)
+        training: Any = SimpleNamespace(settings=RewardSettings(precision="fp32"), rows=[], groups=[])
+        make = partial(reward_member._trainer, "streams", model, training, context)
+    else:
+        model = adapters.attach_new(
+            load_base(folder, settings, frozen=True, precision="fp32"), AdapterSettings(r=4), dropout=False
+        )
+        policy: Any = SimpleNamespace(model=model, tokenizer=None)
+        if kind == "dpo":
+            make = partial(dpo._trainer, "streams", policy, None, DpoSettings(precision="fp32"), context, [])
+        else:
+            make = partial(sft._trainer, "streams", policy, SftSettings(precision="fp32"), context, [], "fp32")
+    assert dropped(model) > 0
+    assert (dropped(make().model) > 0) == (kind == "sft")
+
+
+def dropped(model: Any) -> float:
+    return sum(module.p for module in model.modules() if isinstance(module, torch.nn.Dropout))
 
 
 def choose(settings: Any, model: Any, lacking: str | None = None, attention: Any = "auto") -> tuple[str, list[str]]:
