@@ -435,8 +435,9 @@ def _context(recipe: Any, stage: str, folder: Path = Path("folder")) -> Any:
     from pipeline.runtime import Ranks
 
     return SimpleNamespace(
-        recipe=recipe, stage=stage, checkpoints=folder / "checkpoints", ranks=Ranks(0, 0, 1), parents={}
-    )
+        recipe=recipe, stage=stage, checkpoints=folder / "checkpoints", ranks=Ranks(0, 0, 1), parents={},
+        console=SimpleNamespace(say=print),
+    )  # fmt: skip
 
 
 def _trainers(recipe: Any) -> Any:
@@ -570,7 +571,7 @@ def _evaluation(recipe: Any, tiny_folder: Path) -> Any:
     context = _context(recipe, "evaluation")
     context.base_folder = tiny_folder
     context.ranks = SimpleNamespace(is_first=False)
-    context.console = SimpleNamespace(progress=print)
+    context.progress = lambda task: print
     context.stop = SimpleNamespace(agreed=lambda: False)
     formatter = ChatFormatter(load_tokenizer(tiny_folder, recipe.data.chat_template))
     with (
@@ -655,7 +656,7 @@ def _reward(context: Any) -> Any:
     with (
         mock.patch.object(reward_member, "CommittedRewardTrainer", trainer),
         mock.patch.object(reward_member, "StreamTrainer", trainer),
-        mock.patch.object(reward_member, "fit", lambda trainer, context: None),
+        mock.patch.object(reward_member, "fit", lambda trainer, context, before: None),
     ):
         result = reward.run(context)
     return given, result.metrics, result.precision, (context.folder / "reward_model.json").read_text()

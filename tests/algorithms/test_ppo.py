@@ -81,7 +81,8 @@ def test_policy_loss_by_hand():
     """Ratios 2, 1/2 and 1 with A 1, -1 and 3, clip .2: max(-2, -1.2) = -1.2; max(.5, .8) = .8; -3.
 
     Mean -3.4 / 3 = -1.1333. One token of three clipped on each side; log-ratios ln 2, -ln 2, 0: k2 = .4804530 / 3 =
-    .1601510, k3 = (2 - 1 - .6931472 + .5 - 1 + .6931472) / 3 = .1666667; ratios 3.5 / 3, at most 2, 1 from 1.
+    .1601510, k3 = (2 - 1 - .6931472 + .5 - 1 + .6931472) / 3 = .1666667; ratios 3.5 / 3, (1 + .25) / 3
+    squared from 1, at most 2, 1 from 1.
     """
     d = math.log(2)
     case = {
@@ -92,7 +93,7 @@ def test_policy_loss_by_hand():
     }
     loss, found = policy_loss(**case)
     assert loss.item() == pytest.approx(-3.4 / 3, abs=1e-12)
-    expected = PolicyDiagnostics(3, 1 / 3, 1 / 3, 0, 0.4804530139 / 3, 0.5 / 3, 3.5 / 3, 2.0, 1.0)  # type: ignore[arg-type]
+    expected = PolicyDiagnostics(3, 1 / 3, 1 / 3, 0, 0.4804530139 / 3, 0.5 / 3, 3.5 / 3, 1.25 / 3, 2.0, 1.0)  # type: ignore[arg-type]
     assert [x.item() for x in found] == pytest.approx(list(expected), abs=1e-7)
     assert policy_loss(**case, denominator=34.0)[0].item() == pytest.approx(-0.1, abs=1e-12)
 
@@ -210,7 +211,7 @@ def test_an_empty_batch_is_zero():
     none = torch.zeros(2, 3, dtype=torch.bool)
     loss, found = policy_loss(logps, logps, logps, none)
     loss.backward()
-    assert [loss.item(), *(x.item() for x in found)] == [0.0] * 10
+    assert [loss.item(), *(x.item() for x in found)] == [0.0] * 11
     assert logps.grad is not None and logps.grad.tolist() == [[0.0] * 3] * 2
     values = torch.full((2, 3), math.nan, requires_grad=True)
     loss, record = value_loss(values, values, values, none, 0.2)

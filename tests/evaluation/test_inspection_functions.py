@@ -105,7 +105,7 @@ def test_rows_set_aside_are_in_the_report(recipe) -> None:
     }
     assert "set aside" in report_page(chosen, [report])
     said = io.StringIO()
-    print_reports([report], Console(file=said, width=200))
+    print_reports([report], Console(file=said, width=400))
     assert (
         "the first row has the fields messages, tools; 4 kept, 2 set aside; 4 to train on, 0 held out"
         in said.getvalue()
@@ -122,7 +122,7 @@ def test_what_rules_took_out_is_told_by_rule_and_source(recipe) -> None:
     drop = next(drop for drop in figures_of(report.report).drops if drop.reason == "refusals")
     assert drop.on_purpose and drop.told == "an answer only declines"
     said = io.StringIO()
-    print_reports([report], Console(file=said, width=200))
+    print_reports([report], Console(file=said, width=400))
     assert "Taken out of training" in said.getvalue() and row.source in said.getvalue()
     assert "Taken out of training, by rule and source" in report_page(chosen, [report])
 

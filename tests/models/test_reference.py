@@ -58,7 +58,7 @@ def context_of(folder: Path, base_folder: Path, adapter: Any, parent: Any = None
         folder=folder,
         ranks=ALONE,
         parents={} if parent is None else {"policy": parent},
-        console=SimpleNamespace(progress=lambda *args: None),
+        progress=lambda task: lambda done, total: None,
     )
 
 

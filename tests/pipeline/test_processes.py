@@ -62,7 +62,7 @@ LAUNCHED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_FSDP": "true", "
 
 
 def _engine(monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], **variables: str) -> dict[str, str]:
-    for name in ("RANK", "MASTER_PORT", *LAUNCHED):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", *LAUNCHED):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -27,7 +27,8 @@ ROW = EncodedDemonstration([1, 40, 41, 42, 43, 2], [False] * 3 + [True] * 3, Fal
 
 
 def context_of(ranks: int = 1, deepspeed: str = "none", **more: Any) -> Any:
-    recipe = SimpleNamespace(stages={"sft": SftSettings(deepspeed=deepspeed, precision="fp32")})
+    stages = {"sft": SftSettings(deepspeed=deepspeed, precision="fp32")}
+    recipe = SimpleNamespace(stages=stages, model=ModelSettings(base="x"))
     console = SimpleNamespace(say=lambda text: None)
     return SimpleNamespace(stage="sft", recipe=recipe, ranks=Ranks(0, 0, ranks), console=console, **more)
 
