@@ -108,7 +108,8 @@ def take_engine(trainer: Trainer, context: StageContext) -> None:
     """
     require_engine(trainer, context)
     if engine_of(context).spreads_parameters:
-        spread_over_ranks(trainer.model, _zero(trainer.args), _computed_in(context))
+        model: Any = trainer.model
+        spread_over_ranks(model, _zero(trainer.args), _computed_in(context))
 
 
 def beside_the_engine(reference: Any, arguments: TrainingArguments, context: StageContext) -> Any:
