@@ -93,7 +93,9 @@ def test_figures_and_saved_weights_are_those_of_one_process(alone, pair, name):
 
 
 def test_streams_compute_the_steps_wherever_they_can_and_what_does_not_is_said(pair):
-    engines = {name: found["metrics"].get("engine") for name, found in pair.items() if name.startswith(("sft", "dpo"))}
+    engines = {
+        name: found.get("metrics", {}).get("engine") for name, found in pair.items() if name.startswith(("sft", "dpo"))
+    }
     trl = {name for name, engine in engines.items() if engine == "trl"}
     assert trl == {"sft-full-zero3", "dpo-full-zero3", "dpo-full-zero3-resumed", "sft-lora-zero3-trl"}
     said = "TRL's trainer computes the steps: DeepSpeed ZeRO-3 spreads the output layer, which is trained"
