@@ -104,10 +104,10 @@ def test_a_laughing_file_is_refused_at_its_first_anchor():
 
 
 def test_deep_nesting_is_refused_quickly():
-    started = time.perf_counter()
+    started = time.process_time()
     assert "nested deeper than" in refused("[" * 100_000)
     assert "nested deeper than" in refused("".join("\n" + " " * i + "a:" for i in range(100)))
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(
