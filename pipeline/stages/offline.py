@@ -96,7 +96,7 @@ class CommittedTrainer(Trainer):
             TrivetError: naming the step.
         """
         if not torch.isfinite(loss):
-            raise _not_finite("loss", float(loss), self.state.global_step + 1)
+            raise _not_finite("loss", loss.item(), self.state.global_step + 1)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
