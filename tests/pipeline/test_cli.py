@@ -388,23 +388,26 @@ def test_a_whole_run_imports_nothing_from_the_working_directory_either(here):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "said", "status"),
     [
-        (b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": \n', "pairs.jsonl:2"),
-        (b"", "pairs.jsonl: the file is empty"),
-        ('{"prompt": "ä", "chosen": "b", "rejected": "c"}\n'.encode("latin-1"), "pairs.jsonl"),
+        (b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": \n', "pairs.jsonl:2", "failed"),
+        (b"", "pairs.jsonl: the file is empty", "pending"),
+        ('{"prompt": "ä", "chosen": "b", "rejected": "c"}\n'.encode("latin-1"), "pairs.jsonl", "pending"),
     ],
     ids=["broken line", "empty", "latin-1"],
 )
-def test_bad_data_is_65_with_its_place_wherever_it_is_found(here, content, said):
+def test_bad_data_is_65_with_its_place_wherever_it_is_found(here, content, said, status):
+    """In a stage, which has failed then, or at the first row, before any stage begins."""
     (here / "data" / "pairs.jsonl").write_bytes(content)
     edit(here, ("  sft: {learning_rate: 1.0e-2, global_batch_size: 8, max_steps: 1, precision: fp32}\n", ""))
     done = run(here, "recipe.yaml")
     assert (done.code, done.left["code"]) == (65, 65)
     assert said in done.err
     assert len(done.err.splitlines()) == 1
-    entry = json.loads((here / "runs" / "cli-test" / "run.json").read_text())["stages"][0]
-    assert entry["status"] == "failed" and said in entry["reason"]
+    folder = here / "runs" / "cli-test"
+    entry = json.loads((folder / "run.json").read_text())["stages"][0]
+    assert entry["status"] == status and (said in entry["reason"]) == (status == "failed")
+    assert said in json.loads((folder / "exit.json").read_text())["sentence"]
 
 
 def test_an_outcome_that_cannot_be_written_changes_no_code(here):
