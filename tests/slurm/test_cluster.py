@@ -139,8 +139,10 @@ def test_two_processes_of_a_job_find_each_other_and_stop_together(at):
     at.wait("the end", run, lambda: at.finished(run))
     assert at.shown(job.job_id, "Restarts") == "1"
     assert (run / "logs" / "rank1.log").is_file()
-    losses = [line for line in read_metrics(run / "sft" / "metrics.jsonl") if line["name"] == "loss"]
-    assert len(losses) == len({line["step"] for line in losses}) > 0
+    losses = [
+        (line["split"], line["step"]) for line in read_metrics(run / "sft" / "metrics.jsonl") if line["name"] == "loss"
+    ]
+    assert len(losses) == len(set(losses)) > 0
 
 
 def test_a_failure_cancels_what_comes_after(at):
