@@ -36,6 +36,19 @@ class Measure:
     """Its interval is `<stem>_ci95` and its count `<stem>_n`."""
 
 
+def _overlap(name: str, short: str) -> Measure:
+    return Measure(
+        name=name,
+        label=f"{short} against good answers",
+        short=short,
+        unit="%",
+        percent=True,
+        better=1,
+        counted="good answers",
+        stem="overlap",
+    )
+
+
 _KNOWN = (
     Measure(
         name="rule_accuracy",
@@ -88,36 +101,9 @@ _KNOWN = (
     Measure(name="repetition", label="4-grams repeated within an answer", short="repeats", unit="%", percent=True),
     Measure(name="distinct_1", label="Different tokens among all", short="distinct-1", unit="%", percent=True),
     Measure(name="distinct_2", label="Different pairs of tokens among all", short="distinct-2", unit="%", percent=True),
-    Measure(
-        name="bleu",
-        label="BLEU against good answers",
-        short="BLEU",
-        unit="%",
-        percent=True,
-        better=1,
-        counted="good answers",
-        stem="overlap",
-    ),
-    Measure(
-        name="chrf",
-        label="chrF against good answers",
-        short="chrF",
-        unit="%",
-        percent=True,
-        better=1,
-        counted="good answers",
-        stem="overlap",
-    ),
-    Measure(
-        name="rouge_l",
-        label="ROUGE-L against good answers",
-        short="ROUGE-L",
-        unit="%",
-        percent=True,
-        better=1,
-        counted="good answers",
-        stem="overlap",
-    ),
+    _overlap("bleu", "BLEU"),
+    _overlap("chrf", "chrF"),
+    _overlap("rouge_l", "ROUGE-L"),
 )
 _BY_NAME = {measure.name: measure for measure in _KNOWN}
 
