@@ -33,7 +33,7 @@ from data_prep.split import prompt_hash, prompt_messages
 from data_prep.workers import mapped
 from pipeline.errors import DataError
 from pipeline.recipe.cleaning_settings import CleanSettings
-from pipeline.recipe.schema import DataSettings
+from pipeline.recipe.schema import DataSetSettings, DataSettings
 
 __all__ = [
     "EVALUATION_SEED",
@@ -91,6 +91,19 @@ class EncodedSet(Generic[R, E]):
     rows: list[E]
     dropped: list[Dropped] = field(default_factory=list)
     """What could not be tokenised; of the training part also what cleaning took out before."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind(Generic[R, Rated]):
+    """What differs between demonstrations and pairs on the way from settings to tokens."""
+
+    name: str
+    """Of its block under `data`."""
+    settings: DataSetSettings
+    read: Callable[[DataSettings, int, str | None], DataSet[R]]
+    statistics: Callable[[Sequence[R], Sequence[Rated]], dict[str, Any]]
+    length: Callable[[Rated], int]
+    """Tokens of a row, of a pair with its longer answer."""
 
 
 def encode(records: Sequence[R], encoder: Callable[[R], E], report: dict[str, Any]) -> EncodedSet[R, E]:
@@ -153,20 +166,8 @@ def encode_demonstrations(
         DataError: nothing is left to train on; the message says what removed most.
     """
     assert data.sft is not None
-    settings = data.sft
-
-    def make() -> Kept:
-        found = demonstrations(data, seed, part)
-        leave_aside(found.quarantined, aside)
-        limit = settings.max_length
-        encoder = partial(formatter.demonstrations, max_length=limit)
-        train = encode_each(found.train, partial(_of_length, settings.clean, encoder), found.report, workers=True)
-        held_out = encode_each(found.held_out, encoder, found.report)
-        _finish(found.report, train, held_out, [len(row.input_ids) for row in train.rows], limit)
-        found.report["statistics"] = demonstration_statistics(train.records, train.rows)
-        return _kept(found, train, held_out)
-
-    return _opened(kept_or_made("sft", data, formatter.tokenizer, seed, part, make), aside)
+    of = _Kind("sft", data.sft, demonstrations, demonstration_statistics, lambda row: len(row.input_ids))
+    return _encoded(of, formatter.demonstrations, data, formatter, seed, part, aside)
 
 
 def encode_pairs(
@@ -178,21 +179,32 @@ def encode_pairs(
         DataError: nothing is left to train on; the message says what removed most.
     """
     assert data.preference is not None
-    settings = data.preference
+    of = _Kind("preference", data.preference, preference_pairs, pair_statistics, _longer_side)
+    return _encoded(of, partial(_one_row, formatter.pair), data, formatter, seed, part, aside)
+
+
+def _encoded(
+    of: _Kind[R, Rated],
+    encoder: Callable[..., list[Rated]],
+    data: DataSettings,
+    formatter: ChatFormatter,
+    seed: int,
+    part: str | None,
+    aside: Path | None,
+) -> tuple[EncodedSet[R, Rated], EncodedSet[R, Rated], dict[str, Any]]:
+    """Training rows, held-out rows and the report of one kind of data, from the cache where it has them."""
 
     def make() -> Kept:
-        found = preference_pairs(data, seed, part)
+        found = of.read(data, seed, part)
         leave_aside(found.quarantined, aside)
-        limit = settings.max_length
-        encoder = partial(_one_row, partial(formatter.pair, max_length=limit))
-        train = encode_each(found.train, partial(_of_length, settings.clean, encoder), found.report, workers=True)
-        held_out = encode_each(found.held_out, encoder, found.report)
-        lengths = [len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids)) for row in train.rows]
-        _finish(found.report, train, held_out, lengths, limit)
-        found.report["statistics"] = pair_statistics(train.records, train.rows)
+        limited = partial(encoder, max_length=of.settings.max_length)
+        train = encode_each(found.train, partial(_of_length, of.settings.clean, limited), found.report, workers=True)
+        held_out = encode_each(found.held_out, limited, found.report)
+        _finish(found.report, train, held_out, [of.length(row) for row in train.rows], of.settings.max_length)
+        found.report["statistics"] = of.statistics(train.records, train.rows)
         return _kept(found, train, held_out)
 
-    return _opened(kept_or_made("preference", data, formatter.tokenizer, seed, part, make), aside)
+    return _opened(kept_or_made(of.name, data, formatter.tokenizer, seed, part, make), aside)
 
 
 def leave_aside(quarantined: Sequence[BadRow], aside: Path | None) -> None:
@@ -211,8 +223,12 @@ def without_seen(records: Sequence[R], seen: frozenset[str]) -> list[R]:
     return [record for record in records if prompt_hash(prompt_messages(record)) not in seen]
 
 
-def _one_row(encoder: Callable[[R], E], record: R) -> list[E]:
-    return [encoder(record)]
+def _one_row(encoder: Callable[..., E], record: R, max_length: int) -> list[E]:
+    return [encoder(record, max_length=max_length)]
+
+
+def _longer_side(row: EncodedPair) -> int:
+    return len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids))
 
 
 def _tried(encoder: Callable[[R], list[E]], record: R) -> list[E] | _Unusable:
