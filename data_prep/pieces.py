@@ -51,13 +51,12 @@ def pieces(
     """
     specials = special_ids(tokenizer)
     groups = _whole_characters(tokenizer, ids, [(bool(m), i in specials) for i, m in zip(ids, mask, strict=True)])
-    places = _turns([(text, token_ids[0] in specials) for token_ids, text in groups], messages)
+    texts = [(text, token_ids[0] in specials) for token_ids, text in groups]
     starts = list(accumulate((len(token_ids) for token_ids, _ in groups), initial=0))
     trained = [mask[start] for start in starts[: len(groups)]]
+    places = _with_template(_answers_placed(_contents(texts, messages), trained, messages), texts)
     found = []
-    for (token_ids, text), (turn, is_content), is_trained in zip(
-        groups, _answers_placed(places, trained, messages), trained, strict=True
-    ):
+    for (token_ids, text), (turn, is_content), is_trained in zip(groups, places, trained, strict=True):
         kind: Kind = "context" if is_content else "template"
         if is_trained:
             kind = "trained"
@@ -122,8 +121,8 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _turns(groups: Sequence[tuple[str, bool]], messages: Sequence[Message]) -> list[tuple[int | None, bool]]:
-    """For each group the turn that it belongs to, and whether it is that turn's own text (else the template's)."""
+def _contents(groups: Sequence[tuple[str, bool]], messages: Sequence[Message]) -> list[tuple[int | None, bool]]:
+    """For each group the turn whose own text it is, with true; (None, False) for what the template wrote."""
     starts, text = [], ""
     for part, _ in groups:
         starts.append(len(text))
@@ -133,7 +132,7 @@ def _turns(groups: Sequence[tuple[str, bool]], messages: Sequence[Message]) -> l
     for start, (part, _) in zip(starts, groups, strict=True):
         inside = [turn for turn, (low, high) in spans.items() if start < high and low < start + max(len(part), 1)]
         found.append((inside[0], True) if inside else (None, False))
-    return _with_template(found, groups)
+    return found
 
 
 def _spans(text: str, messages: Sequence[Message]) -> dict[int, tuple[int, int]]:
@@ -185,15 +184,27 @@ def _with_template(
         end = next((i for i in range(at, len(found)) if found[i][1]), len(found))
         before = found[at - 1][0] if at else None
         after = found[end][0] if end < len(found) else None
-        closing = at
-        if before is None:
-            closing = _opening(groups, at, end)
-        elif groups[at][1]:
-            closing = next((i for i in range(at + 1, end) if groups[i][0].strip()), end)
+        closing = _opening(groups, at, end) if before is None else _closing(groups, at, end)
         for i in range(at, end):
             found[i] = (before if i < closing else after, False)
         at = end
     return found
+
+
+def _closing(groups: Sequence[tuple[str, bool]], start: int, end: int) -> int:
+    """Where what closes the turn before ends: behind its control token and the white space that follows.
+
+    That token may be the answer's own last one; else it is the first in between, unless text stands before it and none
+    comes after: then it opens the next turn.
+    """
+    specials = [i for i in range(start, end) if groups[i][1]]
+    if groups[start - 1][1]:
+        closed = start
+    elif specials and (specials[0] == start or len(specials) > 1):
+        closed = specials[0] + 1
+    else:
+        return start
+    return next((i for i in range(closed, end) if groups[i][0].strip()), end)
 
 
 def _opening(groups: Sequence[tuple[str, bool]], start: int, end: int) -> int:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_prep.chat import ChatFormatter
 from data_prep.pieces import pieces
-from data_prep.records import Demonstration, Message, Origin, Prompt
+from data_prep.records import Demonstration, Message, Origin, Prompt, ToolCall
 
 ORIGIN = Origin(source="x", row=1)
 SYSTEM_OF_ITS_OWN = (
@@ -72,6 +72,27 @@ def test_what_the_template_says_of_its_own_accord_belongs_to_no_turn(tokenizer):
     alone = "".join(piece.text for piece in found if piece.role is None)
     assert alone == "<|im_start|>system\nBe kind.<|im_end|>\n"
     assert "".join(p.text for p in found if p.role == "user") == "<|im_start|>user\nHi<|im_end|>\n"
+
+
+def test_a_call_and_its_result_keep_their_own_frames(tokenizer):
+    turns = (
+        Message(role="user", content="What is it?", tools=('{"type": "function", "function": {"name": "look"}}',)),
+        Message(role="assistant", content="", tool_calls=(ToolCall(name="look"),)),
+        Message(role="tool", content="a cat"),
+        Message(role="assistant", content="A cat."),
+    )
+    _, found = read_back(tokenizer, Demonstration(messages=turns, origin=ORIGIN))
+    shown: list[list] = []
+    for piece in found:
+        if shown and shown[-1][0] == piece.turn:
+            shown[-1][1] += piece.text
+        else:
+            shown.append([piece.turn, piece.text])
+    assert [turn for turn, _ in shown] == [None, 0, 1, 2, 3]
+    assert shown[1][1] == "<|im_start|>user\nWhat is it?<|im_end|>\n"
+    assert shown[2][1].startswith("<|im_start|>assistant\n<tool_call>") and shown[2][1].endswith("<|im_end|>\n")
+    assert shown[3][1].startswith("<|im_start|>") and shown[3][1].endswith("</tool_response><|im_end|>\n")
+    assert shown[4][1].startswith("<|im_start|>assistant\nA cat.")
 
 
 def test_characters_of_several_tokens_stay_whole(tokenizer):
