@@ -1,12 +1,14 @@
 """How fast a large instruction set is cleaned, near-deduplicated and tokenised, beside `datasets.map` doing less.
 
     python benchmarks/data_cleaning.py alpaca_data.json [--rows 100000] [--base builtin:smollm2-135m-instruct]
+        [--llama-factory PYTHON]
 
 The rows of the file are repeated, lightly perturbed (a mark, a slip, a number), until there are as many as asked for;
 so most of them are near duplicates of others, which is the hard case. Measured: the first run of
 `encode_demonstrations` with every rule on, a second run from the cache, one with another chat template, and
-`datasets.map` with the same tokenizer and template and no rules, in as many processes. Peak memory is that of this
-process and of its largest worker.
+`datasets.map` with the same tokenizer and template and no rules, in as many processes; with the Python of an
+environment that has LLaMA-Factory, its preprocessing too. Peak memory is that of this process and of the largest that
+it started so far.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import os
 import random
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+SIDE = Path(__file__).with_name("side_llama_factory_data.py")
 RULES = (
     "{languages: [en, zh], min_word_length: 2, max_word_length: 14, max_words: 700, duplicate_lines: 0.4, "
     "repetition: 0.4, special_characters: 0.3, profanity: answers, refusals: drop, url_answers: drop, truncated: drop, "
@@ -38,6 +42,7 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="a JSON array of instruction, input, output")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--base", default="builtin:smollm2-135m-instruct")
+    parser.add_argument("--llama-factory", metavar="PYTHON", help="of an environment with LLaMA-Factory 0.9.5")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measure(options, Path(folder))
@@ -61,6 +66,15 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     timed("again, from the cache", options.rows, partial(encode, rows, base, "auto"))
     timed("another chat template", options.rows, partial(encode, rows, base, "alpaca"))
     timed("datasets.map, tokenised only", options.rows, partial(plain_map, rows, base, folder))
+    if options.llama_factory:
+        command = [options.llama_factory, str(SIDE), str(rows), str(base), str(folder), str(worker_count())]
+        timed("LLaMA-Factory, and its start", options.rows, partial(_last_line, command))
+
+
+def _last_line(command: list[str]) -> None:
+    """Run the other side, and print the last line that it prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    print("    " + done.stdout.strip().splitlines()[-1])
 
 
 def perturbed(source: Path, count: int, target: Path) -> None:
