@@ -7,8 +7,8 @@ The rows of the file are repeated, lightly perturbed (a mark, a slip, a number),
 so most of them are near duplicates of others, which is the hard case. Measured: the first run of
 `encode_demonstrations` with every rule on, a second run from the cache, one with another chat template, and
 `datasets.map` with the same tokenizer and template and no rules, in as many processes; with the Python of an
-environment that has LLaMA-Factory, its preprocessing too. Peak memory is that of this process and of the largest that
-it started so far.
+environment that has LLaMA-Factory, its preprocessing too. Memory is the most that this process and all it started held
+together, pages that several of them share counted once; looked at every half second.
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -124,22 +129,45 @@ def plain_map(rows: Path, base: Path, folder: Path) -> Any:
 
 
 def timed(what: str, rows: int, run: Any) -> Any:
-    """Run, and print seconds, rows a second, seconds of processor time, and the peak of memory so far.
+    """Run, and print seconds, rows a second, seconds of processor time, and the most memory held meanwhile.
 
     On a machine that does other work as well, processor time is what can be compared.
     """
     start, used = time.perf_counter(), _processor_seconds()
-    result = run()
+    with held_memory() as peak:
+        result = run()
     seconds, used = time.perf_counter() - start, _processor_seconds() - used
-    own, worker = (
-        resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
     print(
-        f"{what:34} {seconds:7.1f} s {rows / seconds:9,.0f} rows/s {used:7.1f} s of processor   "
-        f"peak {own:.2f} GB + {worker:.2f} GB a worker",
+        f"{what:34} {seconds:7.1f} s {rows / seconds:9,.0f} rows/s {used:7.1f} s of processor {max(peak):6.2f} GB",
         flush=True,
     )
     return result
+
+
+@contextmanager
+def held_memory() -> Iterator[list[float]]:
+    """Looks at memory while the block runs, and gives what was held each time, in GB."""
+    found, done = [_held()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            found.append(_held())
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watching.join()
+
+
+def _held() -> float:
+    this, total = psutil.Process(), 0
+    for process in [this, *this.children(recursive=True)]:
+        with suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total / 2**30
 
 
 def _processor_seconds() -> float:
