@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.report.drops import drop_told
+from data_prep.reasons import drop_told
 from evaluation.report.files import mapping, text, whole
 from evaluation.report.measures import count
 

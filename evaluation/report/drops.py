@@ -1,4 +1,4 @@
-"""Why rows are not trained on, in words: what was left out on purpose, and what could not be used."""
+"""Rows that are not trained on, by reason: what was left out on purpose, and what could not be used."""
 
 from __future__ import annotations
 
@@ -7,73 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.reasons import drop_told, is_on_purpose
 from evaluation.report.files import mapping, objects, whole
-
-_CHOSEN = {
-    "over_limit": "beyond the source's limit",
-    "outside_mixture": "beyond the source's share of the mixture",
-    "held_out_over_limit": "held out, beyond eval_limit",
-    "held_out_by_another_set": "kept back, as another data set may hold their prompts out",
-    "held_out_but_trained_on_before": "held out, but an earlier stage trained on their prompts",
-    "prompt_is_held_out": "their prompts are held out",
-    "no_rule": "without a rule that could score an answer",
-    "other_stages_part": "in another stage's part of the prompts (data.split)",
-    "tie": "no answer is better than another",
-    "labelled_bad": "labelled as bad answers",
-    "no_counterpart": "a labelled answer without one to compare it with",
-}
-_RULES = {
-    "languages": "in a language that is not wanted",
-    "duplicate_lines": "an answer repeats its lines",
-    "repetition": "an answer repeats its phrases",
-    "special_characters": "an answer is mostly signs",
-    "profanity": "swear words",
-    "harm": "taken for harmful by the classifier",
-    "refusals": "an answer only declines",
-    "url_answers": "an answer is nothing but links",
-    "truncated": "an answer breaks off",
-    "placeholders": "placeholders were left in",
-    "personal_data": "personal data",
-    "secrets": "keys or passwords",
-    "min_quality": "of lower quality than min_quality",
-    "near_duplicate": "near duplicates of another row",
-    "near_held_out_prompt": "their prompts come near a held-out one",
-    "contaminated": "share words with an evaluation set",
-    "label_conflicts": "pairs that another one contradicts",
-    "near_equal_pairs": "their two answers are almost the same",
-    **{
-        f"{bound}_{measure}": f"an answer's {name} {side} {bound}_{measure}"
-        for bound, side in (("min", "below"), ("max", "above"))
-        for measure, name in (
-            ("characters", "characters are"), ("words", "words are"), ("tokens", "tokens are"),
-            ("word_length", "words are on average"),
-        )
-    },
-}  # fmt: skip
-"""Rules of a data set's `clean` block, and `decontaminate`."""
-_LOST = {
-    "empty_answers": "an answer has no word of its own",
-    "duplicate": "duplicates of another row",
-    "answer_too_long": "the answer alone does not fit in max_length",
-    "control_token": "spell out a control token of the chat template",
-    "template_refuses": "refused by the chat template",
-    "empty_answer": "an answer is empty",
-    "empty_prompt": "the prompt is empty",
-    "identical_pair": "both answers are the same text",
-    "identical_tokens": "both answers are the same tokens",
-    "missing_field": "lack a field of their format",
-    "wrong_type": "a field is not of the type that their format wants",
-    "unknown_role": "a turn has an unknown role",
-    "unknown_split": "name a split that is not known",
-    "roles_out_of_order": "their turns are out of order",
-    "no_final_answer": "do not end with an answer",
-    "non_text_content": "hold something else than text",
-    "prompts_differ": "their two answers belong to different prompts",
-    "not_utf8": "are not UTF-8",
-    "broken_json": "are not valid JSON",
-    "not_an_object": "are JSON, but no object",
-    "wrong_cell_count": "have another number of cells than the header",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +30,7 @@ def drops_of(report: Mapping[str, Any]) -> list[Drop]:
     for part in (*objects(report.get("sources")), report):
         for reason, value in mapping(part.get("dropped")).items():
             counts[reason] += whole(value) or 0
-    found = [
-        Drop(reason, rows, drop_told(reason), reason in _CHOSEN or reason in _RULES)
-        for reason, rows in counts.items()
-        if rows
-    ]
+    found = [Drop(reason, rows, drop_told(reason), is_on_purpose(reason)) for reason, rows in counts.items() if rows]
     aside: Counter[str] = Counter()
     for source in objects(report.get("sources")):
         for reason, value in mapping(source.get("quarantined")).items():
@@ -110,8 +41,3 @@ def drops_of(report: Mapping[str, Any]) -> list[Drop]:
         if rows
     ]
     return sorted(found, key=lambda drop: (drop.on_purpose, -drop.rows, drop.reason))
-
-
-def drop_told(reason: str) -> str:
-    """A reason in words; one that is new here as it is written."""
-    return _CHOSEN.get(reason) or _RULES.get(reason) or _LOST.get(reason) or reason.replace("_", " ")

@@ -16,6 +16,7 @@ from trl import DPOConfig, DPOTrainer
 
 from data_prep.build import encode_pairs
 from data_prep.chat import ChatFormatter, EncodedPair
+from data_prep.reasons import left_out_told
 from data_prep.records import PreferencePair
 from evaluation.intervals import bootstrap_mean_ci, preference_accuracy
 from evaluation.likelihood import Likelihood, Scorer, pair_rows
@@ -73,7 +74,8 @@ def run(context: StageContext) -> StageResult:
     held_out = unseen_pairs(held_out, context, report)
     assert context.recipe.data.preference is not None
     report["padding"] = pair_padding(settings, train.rows, context.recipe.data.preference, context.recipe.seed)
-    context.console.say(f"{len(train.rows)} pairs to train on, {len(held_out.rows)} held out")
+    told = left_out_told(report)
+    context.console.say(f"{len(train.rows)} pairs to train on, {len(held_out.rows)} held out{told}")
     models = [policy.model] if reference is None else [policy.model, reference]
     engine = choose_engine(context, settings, models, lacks(settings))
     trainer = _trainer(engine, policy, reference, settings, context, train.rows)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from data_prep.build import encode_pairs
 from data_prep.chat import ChatFormatter
+from data_prep.reasons import left_out_told
 from pipeline.batch_order import pair_padding
 from pipeline.context import StageContext, StageResult, require_same_base, require_same_tokenizer
 from pipeline.durable import write_json_atomically
@@ -42,7 +43,8 @@ def run(context: StageContext) -> StageResult:
     asked = questions(context, formatter, train, held_out)
     assert context.recipe.data.preference is not None
     report["padding"] = pair_padding(settings, train.rows, context.recipe.data.preference, context.recipe.seed)
-    context.console.say(f"{len(train.rows)} pairs to train on, {len(held_out.rows)} held out")
+    told = left_out_told(report)
+    context.console.say(f"{len(train.rows)} pairs to train on, {len(held_out.rows)} held out{told}")
     training = Training(
         settings=settings,
         start=context.parents.get("init"),

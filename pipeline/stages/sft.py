@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from data_prep.build import encode_demonstrations, prompt_hashes
 from data_prep.chat import ChatFormatter, EncodedDemonstration
 from data_prep.cleaning import write_dropped
+from data_prep.reasons import left_out_told
 from evaluation.likelihood import Scorer, demonstration_rows, mean_loss
 from pipeline.batch_order import sft_padding
 from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
@@ -53,7 +54,8 @@ def run(context: StageContext) -> StageResult:
     train, held_out, report = encode_demonstrations(
         context.recipe.data, ChatFormatter(policy.tokenizer), context.recipe.seed, context.data_part, context.aside
     )
-    context.console.say(f"{len(train.rows)} rows to train on, {len(held_out.rows)} held out")
+    told = left_out_told(report)
+    context.console.say(f"{len(train.rows)} rows to train on, {len(held_out.rows)} held out{told}")
     scorer = Scorer(
         policy.model, policy.description.pad_id, 2 * settings.per_device_batch_size, precision, context.ranks
     )
