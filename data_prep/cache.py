@@ -29,6 +29,7 @@ from data_prep.readers.faults import BadRow
 from data_prep.records import Demonstration, Message, Origin, PreferencePair, Prompt, Record, ToolCall
 from data_prep.split import shares_of
 from pipeline.durable import cache_folder, sha256_json
+from pipeline.faults import reach
 from pipeline.recipe.schema import DataSetSettings, DataSettings
 
 if TYPE_CHECKING:
@@ -81,14 +82,18 @@ def kept_or_made(
         part: the entry of `data.split` whose prompts may train, None for all.
         make: reads, cleans and tokenises.
     """
+    reach("data.begun")
     settings: DataSetSettings = getattr(data, name)
     if not _is_worth_keeping(settings):
-        return make()
-    path = cache_folder() / "data" / f"{name}-{_key(name, settings, data, tokenizer, seed, part)[:40]}.arrow"
-    found = _read(path)
-    if found is None:
         found = make()
+        reach("data.made")
+        return found
+    path = cache_folder() / "data" / f"{name}-{_key(name, settings, data, tokenizer, seed, part)[:40]}.arrow"
+    kept = _read(path)
+    found = make() if kept is None else kept
+    if kept is None:
         _write(path, found)
+    reach("data.made")
     return found
 
 

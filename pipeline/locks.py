@@ -19,6 +19,8 @@ from filelock import FileLock, Timeout
 
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import BusyError
+from pipeline.redaction import redacted
+from pipeline.run_dir import require_own_folder
 
 WORK_LOCK = ".lock"
 """In an artefact's folder: held by whoever makes or withdraws it. Never deleted, or two could hold it."""
@@ -48,7 +50,7 @@ def hold(folder: Path) -> Iterator[None]:
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
                 "since": datetime.now(UTC).isoformat(timespec="seconds"),
-                "command": " ".join(sys.argv)[:200],
+                "command": redacted(" ".join(sys.argv))[:200],
             },
         )
         yield
@@ -67,7 +69,9 @@ def work_on(folder: Path, patience: float) -> Iterator[None]:
 
     Raises:
         BusyError: another live process is at work on it.
+        TrivetError: it is a link to another folder.
     """
+    require_own_folder(folder)
     lock = FileLock(folder / WORK_LOCK)
     try:
         lock.acquire(timeout=patience)

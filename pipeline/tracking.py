@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.console import Console
 from pipeline.durable import full_disk_named, write_text_atomically
 from pipeline.errors import SourceUnreachableError
+from pipeline.faults import reach, write_torn
 from pipeline.recipe.schema import WandbSettings
 
 
@@ -50,7 +51,9 @@ class Tracker:
             for name, value in values.items()
         ]
         with full_disk_named(self._path.parent), self._path.open("a", encoding="utf-8") as stream:
-            stream.write("".join(json.dumps(line) + "\n" for line in lines))
+            reach("metrics.begun", self._path.parent)
+            write_torn(stream, "".join(json.dumps(line) + "\n" for line in lines), "metrics.torn")
+        reach("metrics.written", self._path.parent)
         if self._mirror is not None:
             self._mirror.log(lines)
 
@@ -65,6 +68,7 @@ class Tracker:
         splits = ("train", "eval") if keep_held_out else ("train",)
         kept = [line for line in read_metrics(self._path) if line["split"] in splits and line["step"] <= step]
         write_text_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        reach("metrics.rewound", self._path.parent)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Hand rows of one shape, such as samples, to the mirror; the stage itself keeps them in a file."""
