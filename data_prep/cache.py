@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from datetime import date
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 WORTH_BYTES = 4_000_000
 """Local files of a data set that together are smaller are read anew every time."""
 _KEPT = 8
+_ABANDONED_SECONDS = 24 * 3600.0
 _LIBRARIES = (
     "transformers", "tokenizers", "jinja2", "ftfy", "rensa", "py3langid", "glin-profanity", "phonenumberslite",
     "python-stdnum", "detect-secrets",
@@ -189,6 +191,10 @@ def _write(path: Path, found: Kept) -> None:
         os.replace(aside, path)
         for old in sorted(path.parent.glob("*.arrow"), key=lambda entry: -entry.stat().st_mtime)[_KEPT:]:
             old.unlink(missing_ok=True)
+        for left in path.parent.glob(".*.tmp"):
+            # Of a process that was killed while it wrote; what is younger may be being written.
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                left.unlink(missing_ok=True)
     except OSError:
         aside.unlink(missing_ok=True)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.artefact import WORKING_NAMES
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import BusyError
 from pipeline.redaction import redacted
@@ -83,6 +84,19 @@ def work_on(folder: Path, patience: float) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a sealed artefact's worker had left to remove when it was killed, unless one is at it just now."""
+    left = [folder / name for name in WORKING_NAMES - {WORK_LOCK} if (folder / name).is_dir()]
+    if not left:
+        return
+    try:
+        with work_on(folder, patience=0.0):
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+    except BusyError:
+        return
 
 
 def holder_is_gone(folder: Path) -> bool:

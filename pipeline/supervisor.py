@@ -22,7 +22,7 @@ from pipeline.durable import clear_debris, full_disk_named, write_text_atomicall
 from pipeline.errors import PreemptedError, RecipeError, TrivetError
 from pipeline.faults import reach
 from pipeline.ledger import Ledger, previous_keys
-from pipeline.locks import WORK_LOCK, clear, hold, work_on
+from pipeline.locks import WORK_LOCK, clear, hold, tidy, work_on
 from pipeline.models.source import BaseIdentity, identify, ready_folder
 from pipeline.peers import Peers, free_port
 from pipeline.plan import ALGORITHM_VERSIONS, Decision, Node, decide, make_nodes
@@ -167,6 +167,7 @@ class Supervisor:
     def _skip(self, decision: Decision, ledger: Ledger) -> None:
         node = decision.node
         sealed = artefact.open_artefact(node.folder, node.key)
+        tidy(node.folder)
         self._link(node)
         ledger.update(node.name, status="skipped", seconds=sealed.manifest.seconds)
         self._console.say(f"{node.name}: {decision.reason}, taken from {_shown(node.folder)}")
@@ -286,7 +287,7 @@ class Supervisor:
         target = os.path.relpath(node.folder, self._folder)
         if link.is_symlink() and os.readlink(link) == target:
             return
-        aside = self._folder / f".{node.name}.link"
+        aside = self._folder / f".{node.name}.link.tmp"
         aside.unlink(missing_ok=True)
         aside.symlink_to(target, target_is_directory=True)
         os.replace(aside, link)
