@@ -53,8 +53,8 @@ def run_worker(assignment: Assignment, ranks: Ranks, peers: Peers, port: int, lo
         `{"rank", "code", "sentence"}` of the first rank at fault, or of this rank with code 0.
     """
     # Its last words come through a pipe: on a full disk a file could not be written, after a kill it would stay.
-    told, tells = os.pipe()
-    os.set_blocking(told, False)
+    hears, tells = os.pipe()
+    os.set_blocking(hears, False)
     speaks = os.dup(1) if ranks.is_first else None
     assignment = replace(assignment, exit_descriptor=tells, console=speaks)
     command = [sys.executable, "-P", "-m", "pipeline.worker"]
@@ -75,10 +75,10 @@ def run_worker(assignment: Assignment, ranks: Ranks, peers: Peers, port: int, lo
                 worker.stdin.close()
             except BrokenPipeError:
                 pass
-            mine = _wait(worker, peers, ranks, told)
+            mine = _wait(worker, peers, ranks, hears)
         return _first_fault(mine, peers, ranks)
     finally:
-        for descriptor in filter(None, (told, tells, speaks)):
+        for descriptor in filter(None, (hears, tells, speaks)):
             os.close(descriptor)
 
 
@@ -190,7 +190,7 @@ def note_request(number: int, frame: Any) -> None:
     FLAG.asked = True
 
 
-def _wait(worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, told: int) -> dict[str, Any]:
+def _wait(worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, hears: int) -> dict[str, Any]:
     """Wait for this rank's worker; once another's has failed, only for a while.
 
     Whichever rank is asked to stop, all workers are: they save at one step, end with their own code, and none is left
@@ -211,14 +211,14 @@ def _wait(worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, told: int
             worker.kill()
     if FLAG.asked:
         peers.ask_to_stop()
-    outcome = {"rank": ranks.rank, "time": time.time(), **_ending(worker.returncode, told, peers.asked_to_stop())}
+    outcome = {"rank": ranks.rank, "time": time.time(), **_ending(worker.returncode, hears, peers.asked_to_stop())}
     peers.report(outcome)
     return outcome
 
 
-def _ending(returncode: int, told: int, asked: bool) -> dict[str, Any]:
+def _ending(returncode: int, hears: int, asked: bool) -> dict[str, Any]:
     try:
-        return dict(json.loads(os.read(told, _PIPE_BYTES)))
+        return dict(json.loads(os.read(hears, _PIPE_BYTES)))
     except (OSError, ValueError):
         if asked and -returncode in _REQUESTS:
             # It had not come as far as listening for requests, so nothing was begun either.

@@ -13,6 +13,13 @@ from typing import Any
 from pipeline.runtime import ROOT
 
 _POLL_SECONDS = 0.005
+_WARM = {
+    "PYTHONPATH": str(ROOT),
+    "PYTHONHASHSEED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Arrow's allocator would start a thread, which no fork takes along.
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
 
 
 class WarmParent:
@@ -32,7 +39,7 @@ class WarmParent:
                 stderr=stream,
                 text=True,
                 cwd=ROOT,
-                env={**environment, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"},
+                env={**environment, **_WARM},
             )
         assert self._answer(), log.read_text()
 

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
@@ -153,8 +154,8 @@ def _take_environment(environment: dict[str, str]) -> None:
 def main() -> None:
     for name in MODULES:
         importlib.import_module(name)
-    threads = len(os.listdir("/proc/self/task"))
-    assert threads == 1, f"{threads} threads: a fork would leave all but one behind"
+    threads = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
+    assert len(threads) == 1, f"a fork would leave all but one of these threads behind: {threads}"
     gc.collect()
     gc.freeze()
     answers = os.fdopen(os.dup(1), "w")
