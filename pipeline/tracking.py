@@ -23,7 +23,6 @@ from pipeline.errors import SourceUnreachableError
 from pipeline.faults import reach, write_torn
 from pipeline.recipe.schema import WandbSettings
 
-_INIT_SECONDS = 30.0
 FINISH_SECONDS = 120.0
 """How long the end of a stage waits for W&B."""
 
@@ -166,7 +165,7 @@ class WandbMirror:
     def _connect(self) -> None:
         import wandb
 
-        settings = wandb.Settings(silent=True, init_timeout=_INIT_SECONDS, console="off")
+        settings = wandb.Settings(silent=True, init_timeout=_init_seconds(), console="off")
         self._run = wandb.init(mode="offline" if self._offline else "online", settings=settings, **self._options)
 
     def _send(self, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -233,7 +232,7 @@ def push(settings: WandbSettings, run_dir: Path, run_name: str, stage: StageToPu
 def _push(options: Mapping[str, Any], stage: StageToPush, config: Mapping[str, Any], offline: bool) -> int:
     import wandb
 
-    mode = wandb.Settings(silent=True, init_timeout=_INIT_SECONDS, console="off")
+    mode = wandb.Settings(silent=True, init_timeout=_init_seconds(), console="off")
     run = wandb.init(mode="offline" if offline else "online", settings=mode, config=dict(config), **options)
     # A run that was mirrored, or pushed before, goes on behind its last step; W&B would drop earlier ones anyway.
     steps = [(step, values) for step, values in _by_step(stage.lines) if step >= run.starting_step]
@@ -242,6 +241,11 @@ def _push(options: Mapping[str, Any], stage: StageToPush, config: Mapping[str, A
     run.summary.update({f"{stage.name}/{name}": value for name, value in stage.summary.items()})
     run.finish()
     return len(steps)
+
+
+def _init_seconds() -> float:
+    """How long to wait for W&B to answer; the library's own variable says otherwise."""
+    return float(os.environ.get("WANDB_INIT_TIMEOUT") or 30)
 
 
 def _finished(run: Any) -> None:
