@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from datetime import date
@@ -29,6 +30,7 @@ from data_prep.readers.faults import BadRow
 from data_prep.records import Demonstration, Message, Origin, PreferencePair, Prompt, Record, ToolCall
 from data_prep.split import shares_of
 from pipeline.durable import cache_folder, sha256_json
+from pipeline.faults import reach
 from pipeline.recipe.schema import DataSetSettings, DataSettings
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 WORTH_BYTES = 4_000_000
 """Local files of a data set that together are smaller are read anew every time."""
 _KEPT = 8
+_ABANDONED_SECONDS = 24 * 3600.0
 _LIBRARIES = (
     "transformers", "tokenizers", "jinja2", "ftfy", "rensa", "py3langid", "glin-profanity", "phonenumberslite",
     "python-stdnum", "detect-secrets",
@@ -81,14 +84,18 @@ def kept_or_made(
         part: the entry of `data.split` whose prompts may train, None for all.
         make: reads, cleans and tokenises.
     """
+    reach("data.begun")
     settings: DataSetSettings = getattr(data, name)
     if not _is_worth_keeping(settings):
-        return make()
-    path = cache_folder() / "data" / f"{name}-{_key(name, settings, data, tokenizer, seed, part)[:40]}.arrow"
-    found = _read(path)
-    if found is None:
         found = make()
+        reach("data.made")
+        return found
+    path = cache_folder() / "data" / f"{name}-{_key(name, settings, data, tokenizer, seed, part)[:40]}.arrow"
+    kept = _read(path)
+    found = make() if kept is None else kept
+    if kept is None:
         _write(path, found)
+    reach("data.made")
     return found
 
 
@@ -184,6 +191,10 @@ def _write(path: Path, found: Kept) -> None:
         os.replace(aside, path)
         for old in sorted(path.parent.glob("*.arrow"), key=lambda entry: -entry.stat().st_mtime)[_KEPT:]:
             old.unlink(missing_ok=True)
+        for left in path.parent.glob(".*.tmp"):
+            # Of a process that was killed while it wrote; what is younger may be being written.
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                left.unlink(missing_ok=True)
     except OSError:
         aside.unlink(missing_ok=True)
 

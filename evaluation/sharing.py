@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pipeline.batches import by_beginning, by_length
+from pipeline.faults import reach
 from pipeline.runtime import Ranks, gather_lists
 
 T = TypeVar("T")
@@ -34,6 +35,7 @@ def over_ranks(
         together: let every rank compute equally many batches, as a model spread over them needs; a rank that has
             fewer computes its last one, or the first row, again.
     """
+    reach("rows.begun")
     mine = list(range(ranks.rank, len(rows), ranks.world_size))
     found: dict[int, T] = {}
     if progress is not None:

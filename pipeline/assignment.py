@@ -9,6 +9,9 @@ from typing import Any
 from pipeline.models.source import BaseIdentity
 from pipeline.reward_function import RewardFunction
 
+MOST_WORDS = 4000
+"""Characters of a sentence that a worker ends with: what it says must fit into a pipe that nobody reads meanwhile."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
@@ -31,8 +34,8 @@ class Assignment:
     """File descriptor of the terminal, on the rank that speaks."""
     reward_function: RewardFunction | None = None
     """The user's own reward, where the command line names one."""
-    exit_file: str = ""
-    """Where to leave the exit code and sentence."""
+    exit_descriptor: int | None = None
+    """File descriptor of a pipe that takes the exit code and sentence."""
 
     def to_json(self) -> str:
         """The assignment as one JSON object."""

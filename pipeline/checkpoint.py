@@ -11,11 +11,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.durable import fsync_path, full_disk_named, read_json, sha256_file, write_json_atomically
+from pipeline.errors import DiskError, TrivetError
+from pipeline.faults import reach
 
 MARKER = "COMPLETE.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -38,7 +41,9 @@ def commit(checkpoint: Path, made_by: Mapping[str, Any] | None = None) -> None:
         for folder in {path.parent for path in _files(checkpoint)} | {checkpoint.parent}:
             fsync_path(folder)
     marker = {"step": step_of(checkpoint), "made_by": dict(made_by or {}), "files": files}
+    reach("checkpoint.hashed", checkpoint)
     write_json_atomically(checkpoint / MARKER, marker)
+    reach("checkpoint.committed", checkpoint)
 
 
 def made_by(checkpoint: Path) -> dict[str, Any]:
@@ -82,7 +87,44 @@ def keep_only(folder: Path, keep: Path | None) -> None:
     for checkpoint in all_checkpoints(folder):
         if keep is None or checkpoint.name != keep.name:
             (checkpoint / MARKER).unlink(missing_ok=True)
+            reach("checkpoint.withdrawn", checkpoint)
             shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+@contextmanager
+def being_written(checkpoint: Path) -> Iterator[None]:
+    """While one process writes its part: a full disk is named, and what did not fit is taken off it again.
+
+    Raises:
+        DiskError: the disk is full; older checkpoints stay as they are.
+    """
+    reach("checkpoint.begun", checkpoint)
+    older = [path for path in all_checkpoints(checkpoint.parent) if path != checkpoint]
+    try:
+        with full_disk_named(checkpoint.parent, needs=max(map(_bytes, older), default=None)):
+            yield
+            reach("checkpoint.written", checkpoint)
+    except DiskError:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def being_read(checkpoint: Path | None) -> Iterator[None]:
+    """While state is loaded from a checkpoint, which holds numbers and nothing that is run.
+
+    Raises:
+        TrivetError: it holds something else; nothing of it has run.
+    """
+    try:
+        yield
+    except Exception as error:
+        if checkpoint is None or type(error).__name__ != "UnpicklingError":
+            raise
+        raise TrivetError(
+            f"{checkpoint} holds more than numbers, which could run code when it is loaded, so it was not loaded; no "
+            f"run of ours wrote that. Delete {checkpoint.parent} and run the same command again to begin the stage anew"
+        ) from error
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
@@ -98,6 +140,10 @@ def step_of(checkpoint: Path) -> int:
     if match is None:
         raise ValueError(f"{checkpoint} is not named like a checkpoint")
     return int(match[1])
+
+
+def _bytes(checkpoint: Path) -> int:
+    return sum(path.stat().st_size for path in _files(checkpoint))
 
 
 def _files(checkpoint: Path) -> list[Path]:

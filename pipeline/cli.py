@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline import comparing, data_commands, data_inspection, data_pipeline, pushing, status
+from pipeline import comparing, data_commands, data_inspection, data_pipeline, faults, pushing, status
 from pipeline.console import Console, terminal_console
-from pipeline.errors import BusyError, PreemptedError, RecipeError, TrivetError
+from pipeline.durable import full_disk, write_text_atomically
+from pipeline.errors import BusyError, DiskError, PreemptedError, RecipeError, TrivetError
+from pipeline.redaction import guard_streams, redacted
+from pipeline.run_dir import is_run_dir
 from pipeline.slurm import options as slurm_options
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Parse, act, and exit with the code of `errors`: one sentence for a user's mistake, never a traceback."""
     options = argparse.Namespace()
+    guard_streams()
     try:
         _parser().parse_args(arguments, options)
         code = options.action(options)
@@ -38,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         code = _fail(options, 1, "interrupted")
     except Exception as error:
+        if full := full_disk(error, Path(getattr(error, "filename", None) or getattr(options, "run_dir", "."))):
+            sys.exit(_fail(options, full.exit_code, str(full)))
         traceback.print_exc()
         code = _fail(options, 1, f"unexpected {type(error).__name__}: {error}")
     sys.exit(code)
@@ -109,6 +115,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.plan:
         return _plan(options)
     ranks = Ranks.from_environment()
+    warning = faults.arm()
+    if warning and ranks.is_first:
+        print(warning, file=sys.stderr)
     _listen(ranks)
     if ranks.is_first:
         _forget_exit_file()
@@ -197,13 +206,15 @@ def _fail(options: argparse.Namespace, code: int, sentence: str) -> int:
 
 def _record(options: argparse.Namespace, code: int, sentence: str) -> None:
     """Leave the outcome where a job script can read it: launchers turn every code into 1."""
-    outcome = json.dumps({"code": code, "sentence": sentence}) + "\n"
+    outcome = json.dumps({"code": code, "sentence": redacted(sentence)}) + "\n"
     folder = getattr(options, "run_dir", None)
-    places = [Path(os.environ["TRIVET_EXIT_FILE"])] if os.environ.get("TRIVET_EXIT_FILE") else []
-    if folder is not None and folder.is_dir() and code != BusyError.exit_code:
-        places.append(folder / "exit.json")
-    for place in places:
+    try:
+        if place := os.environ.get("TRIVET_EXIT_FILE"):
+            Path(place).write_text(outcome)
+    except OSError as error:
+        print(f"(could not write {place}: {error})", file=sys.stderr)
+    if folder is not None and is_run_dir(folder) and code != BusyError.exit_code:
         try:
-            place.write_text(outcome)
-        except OSError as error:
-            print(f"(could not write {place}: {error})", file=sys.stderr)
+            write_text_atomically(folder / "exit.json", outcome)
+        except (OSError, DiskError) as error:
+            print(f"(could not write {folder / 'exit.json'}: {error})", file=sys.stderr)

@@ -1,6 +1,6 @@
 """What a person sees while a run goes on: sentences always, a live line on a terminal, else one line an interval.
 
-Library chatter goes to the log file; only these lines reach the terminal. Layer 0, stdlib only.
+Library chatter goes to the log file; only these lines reach the terminal, and no secret does. Layer 0.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import os
 import sys
 import time
 from typing import TextIO
+
+from pipeline.redaction import redacted
 
 QUIET_SECONDS = 15.0
 """Without a terminal, progress is said at most once in so many seconds."""
@@ -61,7 +63,7 @@ class Console:
         if self._stream is None:
             return
         try:
-            self._stream.write(text)
+            self._stream.write(redacted(text))
             self._stream.flush()
         except (BrokenPipeError, OSError):
             # A closed terminal or pipe must never stop a training run.

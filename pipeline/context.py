@@ -12,6 +12,7 @@ from pipeline.artefact import Artefact, TokenizerEntry
 from pipeline.console import Console
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import TrivetError
+from pipeline.faults import reach
 from pipeline.models.source import BaseIdentity
 from pipeline.recipe.engines import NO_ENGINE, Engine, stage_engine
 from pipeline.recipe.lineage import split_part
@@ -115,10 +116,12 @@ def once(context: StageContext, name: str, compute: Callable[[], dict[str, Any]]
     if path.is_file():
         return dict(read_json(path))
     value = compute()
+    reach("measured")
     barrier()
     if context.ranks.is_first:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json_atomically(path, value)
+        reach("measured.kept")
     barrier()
     return value
 

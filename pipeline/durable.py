@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DiskError
+from pipeline.faults import reach
 
 
 def cache_folder() -> Path:
@@ -46,18 +47,28 @@ def fsync_path(path: Path) -> None:
 def write_text_atomically(path: Path, text: str) -> None:
     """Replace a file in one step: a reader sees the old text or the new, whatever happens in between."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with full_disk_named(path.parent):
+    with full_disk_named(path.parent, needs=len(text)):
         try:
+            reach("file.begun", path.parent)
             with aside.open("w", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
+                reach("file.written", path.parent)
                 os.fsync(stream.fileno())
+            reach("file.flushed", path.parent)
             os.replace(aside, path)
         except BaseException:
             # A full disk must not stay full of what did not fit on it.
             aside.unlink(missing_ok=True)
             raise
+        reach("file.renamed", path.parent)
         fsync_path(path.parent)
+
+
+def clear_debris(folder: Path) -> None:
+    """Remove what a killed process had written aside; only its folder's sole user may call this."""
+    for aside in folder.glob(".*.tmp"):
+        aside.unlink(missing_ok=True)
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
@@ -71,28 +82,41 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
+def full_disk_named(folder: Path, needs: int | None = None) -> Iterator[None]:
     """Turn "no space left" (and a quota or a read-only disk) into one sentence with the folder and what is free.
 
-    Libraries wrap the original error (safetensors and torch raise their own types), so the text is searched too.
+    Args:
+        folder: that is written to.
+        needs: bytes that will be, where that is known.
     """
     try:
         yield
     except DiskError:
         raise
     except Exception as error:
-        number = getattr(error, "errno", None)
-        text = str(error)
-        written_short = "unexpected pos" in text or "PytorchStreamWriter failed" in text
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or written_short:
-            free = shutil.disk_usage(_existing(folder)).free / 1e6
-            raise DiskError(
-                f"disk full while writing to {folder} ({free:,.1f} MB free); free some space, or point output_dir to "
-                "another disk, and run the same command again: everything finished so far is kept"
-            ) from error
-        if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if (found := full_disk(error, folder, needs)) is not None:
+            raise found from error
+        if getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise DiskError(f"cannot write to {folder}: {error}; choose another output_dir") from error
         raise
+
+
+def full_disk(error: BaseException, folder: Path, needs: int | None = None) -> DiskError | None:
+    """The sentence for an error that says in one way or another that a disk is full; None for any other error.
+
+    Libraries wrap the original error (safetensors and torch raise their own types), so the text is searched too.
+    """
+    text = str(error)
+    written_short = "unexpected pos" in text or "PytorchStreamWriter failed" in text
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if not (full or "No space left" in text or written_short):
+        return None
+    free = shutil.disk_usage(_existing(folder)).free / 1e6
+    wanted = "" if needs is None else f", {needs / 1e6:,.1f} MB needed"
+    return DiskError(
+        f"disk full while writing to {folder} ({free:,.1f} MB free{wanted}); free some space, or point output_dir to "
+        "another disk, and run the same command again: everything finished so far is kept"
+    )
 
 
 def _existing(folder: Path) -> Path:

@@ -9,7 +9,9 @@ from typing import Any
 
 from pipeline.artefact import is_sealed
 from pipeline.durable import read_json, write_json_atomically
+from pipeline.faults import reach
 from pipeline.plan import Decision
+from pipeline.redaction import redacted_in
 
 LEDGER = "run.json"
 
@@ -78,7 +80,9 @@ class Ledger:
         return [dict(entry) for entry in self._value["stages"]]
 
     def _write(self) -> None:
-        write_json_atomically(self._path, self._value)
+        reach("ledger.begun", self._path.parent)
+        write_json_atomically(self._path, redacted_in(self._value))
+        reach("ledger.written", self._path.parent)
 
 
 def previous_keys(folder: Path) -> dict[str, str]:

@@ -17,8 +17,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.artefact import WORKING_NAMES
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import BusyError
+from pipeline.redaction import redacted
+from pipeline.run_dir import require_own_folder
 
 WORK_LOCK = ".lock"
 """In an artefact's folder: held by whoever makes or withdraws it. Never deleted, or two could hold it."""
@@ -48,7 +51,7 @@ def hold(folder: Path) -> Iterator[None]:
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
                 "since": datetime.now(UTC).isoformat(timespec="seconds"),
-                "command": " ".join(sys.argv)[:200],
+                "command": redacted(" ".join(sys.argv))[:200],
             },
         )
         yield
@@ -67,7 +70,9 @@ def work_on(folder: Path, patience: float) -> Iterator[None]:
 
     Raises:
         BusyError: another live process is at work on it.
+        TrivetError: it is a link to another folder.
     """
+    require_own_folder(folder)
     lock = FileLock(folder / WORK_LOCK)
     try:
         lock.acquire(timeout=patience)
@@ -79,6 +84,19 @@ def work_on(folder: Path, patience: float) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a sealed artefact's worker had left to remove when it was killed, unless one is at it just now."""
+    left = [folder / name for name in WORKING_NAMES - {WORK_LOCK} if (folder / name).is_dir()]
+    if not left:
+        return
+    try:
+        with work_on(folder, patience=0.0):
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+    except BusyError:
+        return
 
 
 def holder_is_gone(folder: Path) -> bool:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,8 @@ from pipeline.runtime import PARENT, ROOT, Ranks
 from pipeline.stopping import FLAG
 
 _POLL_SECONDS = 0.05
+_PIPE_BYTES = 65536
+"""What a pipe holds, and more than a worker says at its end."""
 _REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _GRACE_SECONDS = 15.0
 """How long a worker may go on after another rank's has failed: long enough to fail by itself and say why."""
@@ -51,10 +52,11 @@ def run_worker(assignment: Assignment, ranks: Ranks, peers: Peers, port: int, lo
     Returns:
         `{"rank", "code", "sentence"}` of the first rank at fault, or of this rank with code 0.
     """
-    descriptor, exit_file = tempfile.mkstemp(prefix="trivet-exit-", suffix=".json")
-    os.close(descriptor)
+    # Its last words come through a pipe: on a full disk a file could not be written, after a kill it would stay.
+    hears, tells = os.pipe()
+    os.set_blocking(hears, False)
     speaks = os.dup(1) if ranks.is_first else None
-    assignment = replace(assignment, exit_file=exit_file, console=speaks)
+    assignment = replace(assignment, exit_descriptor=tells, console=speaks)
     command = [sys.executable, "-P", "-m", "pipeline.worker"]
     try:
         with log.open("ab") as output:
@@ -64,7 +66,7 @@ def run_worker(assignment: Assignment, ranks: Ranks, peers: Peers, port: int, lo
                 stdout=output,
                 stderr=output,
                 env=_worker_environment(port, assignment),
-                pass_fds=() if speaks is None else (speaks,),
+                pass_fds=(tells,) if speaks is None else (tells, speaks),
             )
         with _requests_noted():
             assert worker.stdin is not None
@@ -73,12 +75,11 @@ def run_worker(assignment: Assignment, ranks: Ranks, peers: Peers, port: int, lo
                 worker.stdin.close()
             except BrokenPipeError:
                 pass
-            mine = _wait(worker, peers, ranks, Path(exit_file))
+            mine = _wait(worker, peers, ranks, hears)
         return _first_fault(mine, peers, ranks)
     finally:
-        Path(exit_file).unlink(missing_ok=True)
-        if speaks is not None:
-            os.close(speaks)
+        for descriptor in filter(None, (hears, tells, speaks)):
+            os.close(descriptor)
 
 
 def prepare_base(base: BaseIdentity, log: Path) -> Path:
@@ -189,7 +190,7 @@ def note_request(number: int, frame: Any) -> None:
     FLAG.asked = True
 
 
-def _wait(worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, exit_file: Path) -> dict[str, Any]:
+def _wait(worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, hears: int) -> dict[str, Any]:
     """Wait for this rank's worker; once another's has failed, only for a while.
 
     Whichever rank is asked to stop, all workers are: they save at one step, end with their own code, and none is left
@@ -210,14 +211,14 @@ def _wait(worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, exit_file
             worker.kill()
     if FLAG.asked:
         peers.ask_to_stop()
-    outcome = {"rank": ranks.rank, "time": time.time(), **_ending(worker.returncode, exit_file, peers.asked_to_stop())}
+    outcome = {"rank": ranks.rank, "time": time.time(), **_ending(worker.returncode, hears, peers.asked_to_stop())}
     peers.report(outcome)
     return outcome
 
 
-def _ending(returncode: int, exit_file: Path, asked: bool) -> dict[str, Any]:
+def _ending(returncode: int, hears: int, asked: bool) -> dict[str, Any]:
     try:
-        return dict(json.loads(exit_file.read_text()))
+        return dict(json.loads(os.read(hears, _PIPE_BYTES)))
     except (OSError, ValueError):
         if asked and -returncode in _REQUESTS:
             # It had not come as far as listening for requests, so nothing was begun either.

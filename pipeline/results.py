@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import artefact
 from pipeline.durable import read_json, write_json_atomically
+from pipeline.faults import reach
 from pipeline.ledger import Ledger
 from pipeline.plan import EVALUATION, Node
 from pipeline.recipe.lineage import BASE
@@ -32,6 +33,7 @@ def write_results(folder: Path, name: str, nodes: Sequence[Node], ledger: Ledger
             "seconds": found["seconds"] if found else None,
             "metrics": metrics,
         }
+    reach("results.begun", folder)
     write_json_atomically(folder / RESULTS, {"name": name, "stages": stages, "evaluation": evaluation})
 
 

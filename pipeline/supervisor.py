@@ -18,10 +18,11 @@ from typing import Any
 from pipeline import artefact
 from pipeline.assignment import Assignment
 from pipeline.console import Console
-from pipeline.durable import full_disk_named, write_text_atomically
+from pipeline.durable import clear_debris, full_disk_named, write_text_atomically
 from pipeline.errors import PreemptedError, RecipeError, TrivetError
+from pipeline.faults import reach
 from pipeline.ledger import Ledger, previous_keys
-from pipeline.locks import WORK_LOCK, clear, hold, work_on
+from pipeline.locks import WORK_LOCK, clear, hold, tidy, work_on
 from pipeline.models.source import BaseIdentity, identify, ready_folder
 from pipeline.peers import Peers, free_port
 from pipeline.plan import ALGORITHM_VERSIONS, Decision, Node, decide, make_nodes
@@ -30,6 +31,7 @@ from pipeline.processes import StageFailed, prepare_base, run_worker
 from pipeline.recipe import LoadedRecipe
 from pipeline.results import headline, write_results
 from pipeline.reward_function import RewardFunction
+from pipeline.run_dir import require_run_dir
 from pipeline.runtime import Ranks, library_versions
 
 _FOLLOWER_SECONDS = 2.0
@@ -72,6 +74,7 @@ class Supervisor:
             with hold(self._folder):
                 # What an earlier run said of its end is not true of this one, however this one ends.
                 (self._folder / "exit.json").unlink(missing_ok=True)
+                clear_debris(self._folder)
                 self._lead()
         except TrivetError as error:
             self._release_followers(error)
@@ -128,6 +131,7 @@ class Supervisor:
             write_results(self._folder, self._recipe.name, nodes, ledger)
 
     def _make_folders(self) -> None:
+        require_run_dir(self._folder)
         try:
             with full_disk_named(self._folder):
                 (self._folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -163,6 +167,7 @@ class Supervisor:
     def _skip(self, decision: Decision, ledger: Ledger) -> None:
         node = decision.node
         sealed = artefact.open_artefact(node.folder, node.key)
+        tidy(node.folder)
         self._link(node)
         ledger.update(node.name, status="skipped", seconds=sealed.manifest.seconds)
         self._console.say(f"{node.name}: {decision.reason}, taken from {_shown(node.folder)}")
@@ -203,6 +208,7 @@ class Supervisor:
         port = free_port()
         order = {"do": "run", "assignment": assignment.to_json(), "port": port}
         self._peers.agree(order)
+        reach("stage.ordered")
         outcome = self._work(assignment, port)
         if outcome["code"]:
             stopped = outcome["code"] == PreemptedError.exit_code
@@ -212,6 +218,7 @@ class Supervisor:
             raise StageFailed(outcome["code"], f"{node.name}{where}: {outcome['sentence']}{log}")
         sealed = artefact.open_artefact(node.folder, node.key)
         self._link(node)
+        reach("stage.linked")
         ledger.update(node.name, status="done", seconds=round(time.monotonic() - started, 1))
         self._console.say(
             f"{node.name}: done in {sealed.manifest.seconds:.0f} s, {headline(node.kind, sealed.manifest.metrics)}"
@@ -229,6 +236,9 @@ class Supervisor:
         """This rank's log file, which receives everything that libraries print."""
         log = self._folder / "logs" / f"rank{self._ranks.rank}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
+        if log.is_symlink():
+            # A run directory that somebody sent could lead our lines into any file.
+            log.unlink()
         return log
 
     def _follow(self) -> None:
@@ -277,7 +287,7 @@ class Supervisor:
         target = os.path.relpath(node.folder, self._folder)
         if link.is_symlink() and os.readlink(link) == target:
             return
-        aside = self._folder / f".{node.name}.link"
+        aside = self._folder / f".{node.name}.link.tmp"
         aside.unlink(missing_ok=True)
         aside.symlink_to(target, target_is_directory=True)
         os.replace(aside, link)
@@ -292,7 +302,9 @@ class Supervisor:
         from evaluation.report.page import write_report
         from evaluation.report.terminal import print_summary
 
+        reach("report.begun", self._folder)
         write_report(self._folder)
+        reach("report.written")
         print_summary(self._folder)
 
 

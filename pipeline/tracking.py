@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,11 @@ from typing import Any
 from pipeline.console import Console
 from pipeline.durable import full_disk_named, write_text_atomically
 from pipeline.errors import SourceUnreachableError
+from pipeline.faults import reach, write_torn
 from pipeline.recipe.schema import WandbSettings
+
+FINISH_SECONDS = 120.0
+"""How long the end of a stage waits for W&B."""
 
 
 class Tracker:
@@ -50,7 +55,9 @@ class Tracker:
             for name, value in values.items()
         ]
         with full_disk_named(self._path.parent), self._path.open("a", encoding="utf-8") as stream:
-            stream.write("".join(json.dumps(line) + "\n" for line in lines))
+            reach("metrics.begun", self._path.parent)
+            write_torn(stream, "".join(json.dumps(line) + "\n" for line in lines), "metrics.torn")
+        reach("metrics.written", self._path.parent)
         if self._mirror is not None:
             self._mirror.log(lines)
 
@@ -65,6 +72,7 @@ class Tracker:
         splits = ("train", "eval") if keep_held_out else ("train",)
         kept = [line for line in read_metrics(self._path) if line["split"] in splits and line["step"] <= step]
         write_text_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        reach("metrics.rewound", self._path.parent)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Hand rows of one shape, such as samples, to the mirror; the stage itself keeps them in a file."""
@@ -151,13 +159,13 @@ class WandbMirror:
         if self._run is not None and self._tables:
             self._guarded(self._send_tables)
         if self._run is not None:
-            self._guarded(self._run.finish)
+            self._guarded(lambda: _finished(self._run))
             self._run = None
 
     def _connect(self) -> None:
         import wandb
 
-        settings = wandb.Settings(silent=True, init_timeout=30, console="off")
+        settings = wandb.Settings(silent=True, init_timeout=_init_seconds(), console="off")
         self._run = wandb.init(mode="offline" if self._offline else "online", settings=settings, **self._options)
 
     def _send(self, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -224,7 +232,7 @@ def push(settings: WandbSettings, run_dir: Path, run_name: str, stage: StageToPu
 def _push(options: Mapping[str, Any], stage: StageToPush, config: Mapping[str, Any], offline: bool) -> int:
     import wandb
 
-    mode = wandb.Settings(silent=True, init_timeout=30, console="off")
+    mode = wandb.Settings(silent=True, init_timeout=_init_seconds(), console="off")
     run = wandb.init(mode="offline" if offline else "online", settings=mode, config=dict(config), **options)
     # A run that was mirrored, or pushed before, goes on behind its last step; W&B would drop earlier ones anyway.
     steps = [(step, values) for step, values in _by_step(stage.lines) if step >= run.starting_step]
@@ -233,6 +241,35 @@ def _push(options: Mapping[str, Any], stage: StageToPush, config: Mapping[str, A
     run.summary.update({f"{stage.name}/{name}": value for name, value in stage.summary.items()})
     run.finish()
     return len(steps)
+
+
+def _init_seconds() -> float:
+    """How long to wait for W&B to answer; the library's own variable says otherwise."""
+    return float(os.environ.get("WANDB_INIT_TIMEOUT") or 30)
+
+
+def _finished(run: Any) -> None:
+    """Close a W&B run, which waits until everything has arrived: for ever, where nothing does.
+
+    Raises:
+        TimeoutError: it has not all arrived by now.
+    """
+    failed: list[Exception] = []
+
+    def finish() -> None:
+        try:
+            run.finish()
+        except Exception as error:
+            failed.append(error)
+
+    # A daemon: the worker ends without waiting for it.
+    waiting = threading.Thread(target=finish, daemon=True)
+    waiting.start()
+    waiting.join(FINISH_SECONDS)
+    if waiting.is_alive():
+        raise TimeoutError(f"not everything arrived within {FINISH_SECONDS:.0f} s; `trivet push` sends what is missing")
+    if failed:
+        raise failed[0]
 
 
 def _run_options(settings: WandbSettings, run_dir: Path, run_name: str, stage: str, key: str) -> dict[str, Any]:

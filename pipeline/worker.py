@@ -2,7 +2,7 @@
 
 Every stage so gets clean memory and its own engine settings, and cannot take an earlier stage down. The worker opens
 and checks its parents, runs the stage, and (first rank) seals the artefact. It tells the supervisor how it ended
-through its exit code and one sentence in a file; a traceback goes to the log, which is where its output lands.
+through its exit code and one sentence through a pipe; a traceback goes to the log, which is where its output lands.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline import artefact
+from pipeline import artefact, faults
 from pipeline.artefact import Artefact, BaseModelEntry, Manifest, ParentEntry
-from pipeline.assignment import Assignment
+from pipeline.assignment import MOST_WORDS, Assignment
 from pipeline.console import Console, inherited_console, terminal_console
 from pipeline.context import Stage, StageContext, StageResult
+from pipeline.durable import full_disk
 from pipeline.errors import TrivetError
 from pipeline.locks import WORK_LOCK, clear, work_on
 from pipeline.out_of_memory import gpu_memory, out_of_memory, phase
 from pipeline.recipe.engines import NO_ENGINE, stage_engine
 from pipeline.recipe.schema import Recipe
+from pipeline.redaction import guard_streams, redacted
+from pipeline.run_dir import require_own_folder
 from pipeline.runtime import (
     PARENT,
     Ranks,
@@ -60,11 +63,13 @@ def main() -> None:
     """Run the assignment and exit with its code."""
     # A supervisor that is killed outright must not leave workers behind that hold the GPU and the lock.
     die_with_parent(int(os.environ.get(PARENT, 0)))
+    guard_streams()
     assignment = Assignment.from_json(sys.stdin.read())
     stop = StopRequest()
     stop.listen()
     code, sentence = 0, ""
     try:
+        faults.arm()
         _run(assignment, stop, inherited_console(assignment.console, f"{assignment.stage}: "))
     except TrivetError as error:
         traceback.print_exc()
@@ -73,8 +78,11 @@ def main() -> None:
         code, sentence = 1, "interrupted"
     except BaseException as error:
         traceback.print_exc()
-        code, sentence = 1, _explained(error, assignment)
-    Path(assignment.exit_file).write_text(json.dumps({"code": code, "sentence": sentence}))
+        full = full_disk(error, Path(assignment.folder))
+        code, sentence = (full.exit_code, str(full)) if full else (1, _explained(error, assignment))
+    if assignment.exit_descriptor is not None:
+        last_words = {"code": code, "sentence": redacted(sentence)[:MOST_WORDS]}
+        os.write(assignment.exit_descriptor, json.dumps(last_words).encode())
     sys.stdout.flush()
     sys.stderr.flush()
     # Other ranks may hang in a collective; a normal interpreter exit would wait for them.
@@ -114,8 +122,10 @@ def die_with_parent(parent: int | None = None) -> None:
 def _run(assignment: Assignment, stop: StopRequest, console: Console) -> None:
     ranks = Ranks.from_environment()
     folder = Path(assignment.folder)
+    require_own_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with work_on(folder, _PREDECESSOR_SECONDS) if ranks.is_first else nullcontext():
+        faults.reach("stage.begun", folder)
         _run_alone(assignment, stop, console, ranks, folder)
 
 
@@ -150,10 +160,12 @@ def _run_alone(assignment: Assignment, stop: StopRequest, console: Console, rank
     seed_everything(recipe.seed)
     stage: Stage = importlib.import_module(_STAGES[assignment.kind]).run
     result = stage(context)
+    faults.reach("stage.finished", folder)
     barrier()
     if ranks.is_first:
         tracker.finish()
         _seal(assignment, context, result, parents, time.time() - started)
+        faults.reach("stage.sealed", folder)
         for name in artefact.WORKING_NAMES - {WORK_LOCK}:
             shutil.rmtree(folder / name, ignore_errors=True)
     barrier()

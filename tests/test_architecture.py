@@ -24,6 +24,7 @@ LAYERS: dict[str, int] = {
     # L0: standard library, pydantic, yaml
     "pipeline": 0, "pipeline.errors": 0, "pipeline.durable": 0, "pipeline.artefact": 0, "pipeline.checkpoint": 0,
     "pipeline.console": 0, "pipeline.stopping": 0, "pipeline.recipe.*": 0, "data_prep.records": 0,
+    "pipeline.faults": 0, "pipeline.redaction": 0,
     # L1: the mathematics | the data
     "pipeline.algorithms.*": 1, "data_prep.*": 1,
     # L2: tensors, models, where a process stands
@@ -35,6 +36,7 @@ LAYERS: dict[str, int] = {
     # L4: stages | evaluation
     "pipeline.stages.*": 4, "evaluation.*": 4,
     # L5: the chain and the command line
+    "pipeline.run_dir": 5,
     "pipeline.plan": 5, "pipeline.ledger": 5, "pipeline.results": 5, "pipeline.locks": 5, "pipeline.peers": 5,
     "pipeline.processes": 5, "pipeline.supervisor": 5, "pipeline.worker": 5, "pipeline.cli": 5, "pipeline.run": 5,
     "pipeline.data_commands": 5, "pipeline.data_inspection": 5, "pipeline.data_pipeline": 5, "pipeline.preflight": 5,

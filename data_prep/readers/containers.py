@@ -69,8 +69,11 @@ def local_files(path: str) -> list[Path] | None:
     local = Path(path).expanduser()
     if local.is_dir():
         return _files_in(path, local)
-    if local.exists():
+    if local.is_file():
         return [local]
+    if local.exists():
+        # A device or a pipe may never come to an end.
+        raise DataError(f"{path}: is neither a regular file nor a folder; expected a file of rows")
     if HUB_ID.fullmatch(path) and data_suffix(local) is None and not local.parent.is_dir():
         return None
     prefix = f"; a data set on the hub is written hub:{path}" if HUB_ID.fullmatch(path) else ""

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import TrivetError
+from pipeline.faults import spoil
 from pipeline.models.decoder import adapter_targets
 from pipeline.models.reward_model import HEAD_KEY, adapter_state
 from pipeline.recipe.schema import AdapterSettings
@@ -187,7 +188,7 @@ def require_sound(weights: Path) -> None:
         if not names:
             raise TrivetError(f"{weights} was saved without a single tensor; nothing was handed on")
         for name in names:
-            tensor = tensors.get_tensor(name)
+            tensor = spoil("weights", tensors.get_tensor(name))
             if tensor.numel() == 0:
                 raise TrivetError(f"{weights}: tensor {name} was saved empty; nothing was handed on")
             if not torch.isfinite(tensor).all():

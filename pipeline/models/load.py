@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +14,7 @@ from data_prep.templates import template_text
 from pipeline.artefact import TokenizerEntry
 from pipeline.durable import sha256_json
 from pipeline.errors import RecipeError, SourceUnreachableError, TrivetError
+from pipeline.faults import reach
 from pipeline.models.stream_forward import attend_in_streams
 from pipeline.recipe.schema import ModelSettings
 
@@ -33,7 +36,8 @@ def load_tokenizer(folder: Path, chat_template: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with untrusted(folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise SourceUnreachableError(f"model.base: the tokenizer in {folder} cannot be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
@@ -43,6 +47,28 @@ def load_tokenizer(folder: Path, chat_template: str) -> PreTrainedTokenizerBase:
     behind_bos = begins_with_bos(tokenizer)
     tokenizer.chat_template = template_text(chat_template, tokenizer.chat_template, behind_bos=behind_bos)
     return tokenizer
+
+
+@contextmanager
+def untrusted(folder: Path) -> Iterator[None]:
+    """While a library reads a folder that may come from anybody: what it refuses to run or cannot read is a sentence.
+
+    Raises:
+        SourceUnreachableError: the files want code of their own to be run, or a file of weights is damaged.
+    """
+    try:
+        yield
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise SourceUnreachableError(
+                f"{folder} can only be loaded by running the code that comes with it (`auto_map` in its "
+                "configuration), which is never done; use a model of an architecture that transformers knows"
+            ) from error
+        if type(error).__name__ == "SafetensorError":
+            raise SourceUnreachableError(
+                f"the .safetensors files in {folder} are damaged or no such files ({error}); fetch or save them again"
+            ) from error
+        raise
 
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> TokenizerEntry:
@@ -83,8 +109,10 @@ def load_base(
     """
     from transformers import AutoModelForCausalLM
 
+    reach("model.begun")
     options = _options(settings, frozen, precision)
-    model: Any = AutoModelForCausalLM.from_pretrained(weights or folder, **options)
+    with untrusted(weights or folder):
+        model: Any = AutoModelForCausalLM.from_pretrained(weights or folder, **options)
     return _placed(model, settings, on_host)
 
 
@@ -109,9 +137,11 @@ def load_classifier(
     """
     from transformers import AutoModelForSequenceClassification
 
+    reach("model.begun")
     options = _options(settings, frozen, precision) | {"num_labels": 1, "output_loading_info": True}
     try:
-        model, loaded = AutoModelForSequenceClassification.from_pretrained(weights or folder, **options)
+        with untrusted(weights or folder):
+            model, loaded = AutoModelForSequenceClassification.from_pretrained(weights or folder, **options)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -125,7 +155,9 @@ def load_classifier(
 
 
 def _options(settings: ModelSettings, frozen: bool, precision: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"dtype": _dtype(settings, frozen, precision), "use_safetensors": True}
+    options: dict[str, Any] = {
+        "dtype": _dtype(settings, frozen, precision), "use_safetensors": True, "trust_remote_code": False,
+    }  # fmt: skip
     if settings.attention != "auto":
         options["attn_implementation"] = settings.attention
     if settings.quantization != "none":

@@ -8,14 +8,17 @@ import os
 import sys
 import traceback
 
+from pipeline.durable import cache_folder, full_disk
 from pipeline.errors import TrivetError
 from pipeline.models.source import BaseIdentity, materialise
+from pipeline.redaction import guard_streams
 
 
 def main() -> None:
     """Make the model available and say where it lies, or why it cannot be had."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    guard_streams()
     try:
         folder = materialise(BaseIdentity(**json.loads(sys.stdin.read())))
         answer = {"code": 0, "folder": str(folder)}
@@ -24,7 +27,9 @@ def main() -> None:
         answer = {"code": error.exit_code, "sentence": str(error)}
     except Exception as error:
         traceback.print_exc()
-        answer = {"code": 1, "sentence": f"{type(error).__name__}: {error}"}
+        full = full_disk(error, cache_folder())
+        code, sentence = (full.exit_code, str(full)) if full else (1, f"{type(error).__name__}: {error}")
+        answer = {"code": code, "sentence": sentence}
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
 

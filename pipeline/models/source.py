@@ -102,6 +102,11 @@ def tokenizer_folder(base: str, revision: str | None) -> Path:
 def _require_model_files(folder: Path, where: str) -> None:
     if not (folder / "config.json").is_file():
         raise SourceUnreachableError(f"{where}: folder {folder} has no config.json; is it a transformers model?")
+    if (folder / "adapter_config.json").is_file():
+        raise SourceUnreachableError(
+            f"{where}: folder {folder} holds an adapter (adapter_config.json), whose own base would be loaded in its "
+            "place; merge the two with PEFT's `merge_and_unload` and save the result, or name the base"
+        )
     _require_tokenizer(folder, where)
     if not list(folder.glob("*.safetensors")):
         found = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import RecipeError
 from pipeline.recipe.batch import accumulation_steps
@@ -28,6 +29,7 @@ from pipeline.recipe.stage_settings import (
     StageSettings,
 )
 from pipeline.recipe.vocabulary import article, nearest
+from pipeline.redaction import holds_secret
 
 DS_CONFIGS = REPOSITORY / "ds_configs"
 RESERVED_STAGES = {
@@ -48,6 +50,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         *_split(recipe),
         *(problem for name in recipe.stages for problem in _stage(recipe, name)),
         *_evaluation(recipe),
+        *_secrets(recipe.model_dump(mode="json", by_alias=True)),
     ]
 
 
@@ -110,6 +113,15 @@ def ds_config_file(deepspeed: str, folder: Path | None = None) -> Path | None:
             return named
     path = Path(deepspeed).expanduser()
     return path if path.suffix == ".json" and path.is_file() else None
+
+
+def _secrets(value: Any, path: KeyPath = ()) -> Iterator[Problem]:
+    """Refuse values that hold a secret: what stands in a recipe stands in every run, report and script made of it."""
+    if isinstance(value, str) and holds_secret(value):
+        yield Problem(path, f"holds a password or token; {NO_SECRETS}")
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, inner in inside:
+        yield from _secrets(inner, (*path, step))
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:

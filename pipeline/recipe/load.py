@@ -44,7 +44,7 @@ class LoadedRecipe:
     @property
     def output_dir(self) -> Path:
         """The run directory: what the recipe says, else `runs/<name>`."""
-        return Path(self.recipe.output_dir or f"runs/{self.recipe.name}")
+        return Path(self.recipe.output_dir or f"runs/{self.recipe.name}").expanduser()
 
     def resolved_yaml(self) -> str:
         """Return the recipe with every default written out; loading that text gives an equal recipe."""
@@ -98,10 +98,18 @@ def _load(source: Source, path: Path, overrides: Sequence[str], output_dir: str 
             if not any(path[: len(found.path)] == found.path for path in known)
         ]  # fmt: skip
     if recipe is not None and not problems:
-        problems += check_recipe(recipe)
+        problems += [*check_recipe(recipe), *_upwards(recipe, places)]
     places.refuse(problems)
     assert recipe is not None
     return LoadedRecipe(recipe, path, tuple(overrides), places)
+
+
+def _upwards(recipe: Recipe, places: Places) -> list[Problem]:
+    """Refuse a way up and out of here in the file; on the command line it is the person's own."""
+    if ".." in Path(recipe.output_dir or "").parts and ("output_dir",) not in places.changes:
+        text = f"{recipe.output_dir} leads out of the folder you are in; write --output-dir {recipe.output_dir}"
+        return [Problem(("output_dir",), f"{text} if that is meant")]
+    return []
 
 
 def _fill_blocks(block: type[BaseModel], data: Any, path: KeyPath, places: Places) -> list[Problem]:

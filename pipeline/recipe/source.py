@@ -20,6 +20,7 @@ from pipeline.recipe.places import KeyPath, Mark, Places, Problem, one_line
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
+MAX_BITS = 1024
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 FLOAT_TAG = "tag:yaml.org,2002:float"
@@ -162,6 +163,9 @@ class _Reader:
             value = self.loader.construct_object(node)
         except (ValueError, yaml.YAMLError):
             self.problems.append(Problem(path, f"cannot be read: `{node.value[:40]}`; quote it if it is text"))
+            return None
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            self.problems.append(Problem(path, f"is a number of {len(node.value)} digits; no setting is that large"))
             return None
         if isinstance(value, str) and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
             self.problems.append(Problem(path, "holds an escaped character that is not text"))

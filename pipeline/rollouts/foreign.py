@@ -17,7 +17,7 @@ from pipeline.batches import by_length, pad_right, positions
 from pipeline.errors import SourceUnreachableError, TrivetError
 from pipeline.models.forward import hidden_states, trunk_of
 from pipeline.models.heads import scores_at_end
-from pipeline.models.load import device
+from pipeline.models.load import device, untrusted
 from pipeline.models.source import identify, materialise
 from pipeline.rollouts.rewards import ForeignReward
 from pipeline.runtime import Ranks
@@ -46,11 +46,12 @@ class _Classifier:
 
         self._name = name
         self._batch_size = batch_size
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self._model: Any
-        self._model, loaded = AutoModelForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True
-        )
+        with untrusted(folder):
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self._model: Any
+            self._model, loaded = AutoModelForSequenceClassification.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+            )
         head = getattr(self._model, "score", None)
         made_up = any(key.startswith("score.") for key in loaded["missing_keys"])
         if not isinstance(head, torch.nn.Linear) or head.out_features != 1 or made_up:

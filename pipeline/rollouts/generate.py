@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from pipeline.batches import by_length, pad_left
+from pipeline.faults import reach
 from pipeline.models import adapters
 from pipeline.models.forward import evaluating
 from pipeline.rollouts.answers import Answer, Progress, Sampling, cut_at_stop
@@ -48,6 +49,7 @@ class Generator:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
     ) -> list[Answer]:
         """One answer per prompt, in the prompts' order; a sampled answer depends on the seed and its place alone."""
+        reach("answers.begun")
         mine = list(range(self.ranks.rank, len(prompts), self.ranks.world_size))
         found: dict[int, Answer] = {}
         if progress is not None:

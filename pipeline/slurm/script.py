@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RecipeError
+from pipeline.redaction import holds_secret
 from pipeline.slurm.site_file import Site
 
 _BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/+=:,@-")
@@ -57,7 +58,7 @@ def render(job: Job, site: Site) -> str:
     """The script.
 
     Raises:
-        RecipeError: a path or an option holds a line break or another control character.
+        RecipeError: a path or an option holds a line break or another control character, or the script a secret.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -67,7 +68,13 @@ def render(job: Job, site: Site) -> str:
     environment.filters["sh"] = shell_word
     environment.filters["directive"] = directive_value
     values: dict[str, Any] = {"job": job, "site": site}
-    return environment.get_template("job.sbatch.jinja").render(values)
+    text = environment.get_template("job.sbatch.jinja").render(values)
+    if holds_secret(text):
+        raise RecipeError(
+            "the job script would hold a password or token: it is read by others and kept; export it where you type "
+            "`trivet submit`, which Slurm hands on to its jobs, and take it out of the site file and the command line"
+        )
+    return text
 
 
 def shell_word(text: object) -> str:

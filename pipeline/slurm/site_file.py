@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from pipeline.recipe.explain import explain
+from pipeline.recipe.foreign import NO_SECRETS, secrets_in
 from pipeline.recipe.places import Places, Problem
 from pipeline.recipe.settings import PositiveInt, Settings
 from pipeline.recipe.source import Source, read_source
@@ -82,6 +83,8 @@ def load_site(path: Path | str | None, said: Mapping[str, Any]) -> Site:
             data[key] = value
             places.change((key,), f"--{key.replace('_', '-')} {value}")
     problems = list(source.problems)
+    secrets = secrets_in(data.get("environment"), ("environment",))
+    problems += [Problem(path, NO_SECRETS, at_key=True) for path in secrets]
     site = None
     try:
         site = Site.model_validate_json(json.dumps(data), strict=True)

@@ -18,6 +18,7 @@ from pipeline.console import Console
 from pipeline.durable import write_json_atomically, write_text_atomically
 from pipeline.errors import BusyError, DiskError, TrivetError
 from pipeline.recipe import check_batches, check_reward_function, load_recipe
+from pipeline.run_dir import require_run_dir
 from pipeline.runtime import ROOT, Ranks
 from pipeline.slurm import scheduler
 from pipeline.slurm.jobs import Manner, Run, Step, array, chain, one_job
@@ -78,6 +79,7 @@ def _run(options: argparse.Namespace, site: Site, changes: tuple[str, ...], outp
     check_reward_function(loaded.recipe, options.reward, loaded.places)
     function = reward_function.find(options.reward) if options.reward else None
     chosen = RunOptions(store=options.store, reward_function=function)
+    require_run_dir(loaded.output_dir.absolute())
     decisions = Supervisor(loaded, chosen, Ranks(0, 0, site.world_size), Console(None)).plan()
     return Run(loaded=loaded, folder=loaded.output_dir.absolute(), decisions=decisions, changes=changes)
 

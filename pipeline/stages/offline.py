@@ -19,8 +19,8 @@ from transformers.trainer_callback import PrinterCallback
 from pipeline import checkpoint
 from pipeline.batch_order import EpochSampler
 from pipeline.context import StageContext
-from pipeline.durable import full_disk_named
 from pipeline.errors import PreemptedError, RecipeError, TrivetError
+from pipeline.faults import reach, spoil
 from pipeline.models.adapters import require_sound
 from pipeline.recipe import accumulation_steps, ds_config_file
 from pipeline.recipe.engines import stage_engine
@@ -70,7 +70,7 @@ class CommittedTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))
         saved = folder / f"checkpoint-{self.state.global_step}"
-        with full_disk_named(folder):
+        with checkpoint.being_written(saved):
             super()._save_checkpoint(model, trial)
         barrier()
         if self.is_world_process_zero():
@@ -80,14 +80,20 @@ class CommittedTrainer(Trainer):
             checkpoint.keep_only(folder, saved)
         barrier()
 
+    def _save_rng_state(self, output_dir: Any) -> None:
+        reach("checkpoint.torn", Path(output_dir))
+        super()._save_rng_state(output_dir)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card in a checkpoint: it is not a release."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The library's loss; one that is not finite ends the stage before it reaches gradients or weights."""
+        reach("step.begun")
         found = super().compute_loss(*args, **kwargs)
-        self.require_finite_loss(found[0] if isinstance(found, tuple) else found)
-        return found
+        loss = spoil("loss", found[0] if isinstance(found, tuple) else found)
+        self.require_finite_loss(loss)
+        return (loss, *found[1:]) if isinstance(found, tuple) else loss
 
     def require_finite_loss(self, loss: torch.Tensor) -> None:
         """Refuse a loss that is not finite.
@@ -99,7 +105,7 @@ class CommittedTrainer(Trainer):
             raise _not_finite("loss", loss.item(), self.state.global_step + 1)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = spoil("gradient", super()._get_grad_norm(model, grad_norm=grad_norm))
         # With fp16 the loss scaler meets overflow by design and skips such steps itself. DeepSpeed has taken the step
         # by now, but nothing of it has been saved.
         if norm is not None and not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)):
@@ -125,6 +131,7 @@ class StepCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Save and stop if any rank was asked to; close the window of logged averages at every checkpoint."""
+        reach("step.taken")
         if self._context.stop.agreed():
             self.preempted = state.global_step < state.max_steps
             control.should_save = True
@@ -230,7 +237,8 @@ def fit(trainer: Trainer, context: StageContext, before: Before) -> None:
     spreading.take_engine(trainer, context)
     # Evaluation before training draws from the same generators, but only in runs that were not interrupted after it.
     seed_everything(context.recipe.seed)
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    with checkpoint.being_read(resume_from):
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if callback.preempted:
         raise PreemptedError(
             f"stage {context.stage} was asked to stop; step {trainer.state.global_step} of {trainer.state.max_steps} "

@@ -10,6 +10,7 @@ from pipeline.artefact import Artefact, TokenizerEntry
 from pipeline.context import StageContext, engine_of, require_same_base, require_same_tokenizer
 from pipeline.durable import full_disk_named
 from pipeline.errors import TrivetError
+from pipeline.faults import reach
 from pipeline.models import adapters
 from pipeline.models.load import describe_tokenizer, load_base, load_tokenizer
 from pipeline.models.shards import whole_state
@@ -85,7 +86,9 @@ def save_policy(policy: Policy, context: StageContext) -> None:
         return
     folder = context.folder / policy.form
     with full_disk_named(folder):
+        reach("weights.begun", folder)
         save_weights(policy.model, folder, context, policy.form, state)
+        reach("weights.written", folder)
         policy.tokenizer.save_pretrained(str(folder))
 
 

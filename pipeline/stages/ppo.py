@@ -19,7 +19,9 @@ from data_prep.cleaning import write_dropped
 from pipeline import checkpoint
 from pipeline.algorithms.kl import AdaptiveKL
 from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, seen_prompts
+from pipeline.durable import write_text_atomically
 from pipeline.errors import PreemptedError, TrivetError
+from pipeline.faults import reach
 from pipeline.models.load import device
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.rollouts.collect import Shaping, collect, lay_out
@@ -165,9 +167,11 @@ class _Loop:
         settings, number = self._settings, progress.rollouts
         run_seed = self._context.recipe.seed
         seed, times = _seed(run_seed, number), Times()
+        reach("rollout.begun")
         with times("rollout"):
             picked = _picked(prompts, number, settings.rollout_batch_size, run_seed)
             episodes = self._bench.answer(picked, seed)
+        reach("rollout.sampled")
         # The answers will be the same again; they take long, and learning from them as long once more.
         self._stop_if_asked(progress, total)
         with times("score"):
@@ -182,6 +186,7 @@ class _Loop:
                 importance_cap=settings.vllm.importance_cap,
             )  # fmt: skip
             minibatches = collect(self._bench.roles, episodes, scores.used, layout, shaping, self._bench.pad_id)
+        reach("rollout.scored")
         rates = self._learner.rates(number)
         metrics, divergences = rollout_metrics(episodes, scores, minibatches, progress.kl_coef, self._context.ranks)
         self._require_health(progress, episodes, metrics)
@@ -194,6 +199,7 @@ class _Loop:
             return ""
         with times("train"):
             report = self._learner.learn(minibatches, number, value_only=number < settings.value_warmup)
+        reach("rollout.learned")
         progress.first_maxdev = max(progress.first_maxdev, report.first_maxdev)
         progress.rollouts += 1
         progress.episodes += len(episodes)
@@ -326,7 +332,7 @@ def _rewind_samples(context: StageContext, rollouts: int) -> None:
                 kept.append(line)
         except ValueError:
             break
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    write_text_atomically(path, "".join(line + "\n" for line in kept))
 
 
 def _metrics(progress: Progress, learner: Learner) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from pipeline import checkpoint
-from pipeline.durable import full_disk_named, read_json, write_json_atomically
+from pipeline.durable import read_json, write_json_atomically
+from pipeline.faults import reach
 from pipeline.models.roles import POLICY, VALUE, Roles
 from pipeline.runtime import barrier
 from pipeline.stages.ppo_selection import Measurement
@@ -77,12 +78,13 @@ class Keeper:
         """Write a checkpoint and drop the one before it, once this one is complete."""
         saved = self._folder / f"checkpoint-{progress.rollouts}"
         if self._is_first:
-            with full_disk_named(self._folder):
+            with checkpoint.being_written(saved):
                 saved.mkdir(parents=True, exist_ok=True)
                 for role in (POLICY, VALUE):
                     save_file(_tensors(self._roles.trainable(role)), saved / f"{role}.safetensors")
                 if self._selected:
                     save_file(self._selected, saved / _SELECTED)
+                reach("checkpoint.torn", saved)
                 torch.save(self._optimisers(), saved / _OPTIMISERS)
                 write_json_atomically(saved / _STATE, asdict(progress))
         barrier()
@@ -96,7 +98,8 @@ class Keeper:
         for role in (POLICY, VALUE):
             _fill(self._roles.trainable(role), load_file(found / f"{role}.safetensors"))
         self._selected = load_file(found / _SELECTED) if (found / _SELECTED).is_file() else {}
-        state = torch.load(found / _OPTIMISERS, map_location="cpu", weights_only=True)
+        with checkpoint.being_read(found):
+            state = torch.load(found / _OPTIMISERS, map_location="cpu", weights_only=True)
         for role, optimiser in self._learner.optimisers.items():
             optimiser.load_state_dict(state[role])
         self._learner.steps = state["steps"]

@@ -21,6 +21,7 @@ from pipeline.algorithms.masked import masked_mean, masked_sum
 from pipeline.algorithms.ppo import policy_loss, value_loss
 from pipeline.batches import ScoringBatch, scoring_batch
 from pipeline.errors import TrivetError
+from pipeline.faults import reach, spoil
 from pipeline.models.roles import POLICY, VALUE, Roles
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.rollouts.collect import MicroBatch
@@ -128,9 +129,11 @@ class Learner:
         self._value_step(minibatch, count, report)
         self.steps += 1
         report.steps += 1
+        reach("step.taken")
         return True
 
     def _policy_step(self, minibatch: Sequence[MicroBatch], tokens: float, report: UpdateReport) -> bool:
+        reach("step.begun")
         settings = self._settings
         rows = _over_ranks([float(len(micro.rows)) for micro in minibatch])
         seen = []
@@ -148,7 +151,7 @@ class Learner:
                 weights_BR=micro.weights_BR,
                 aggregation=settings.loss_aggregation,
             )
-            total = loss
+            total = loss = spoil("ppo.loss", loss)
             if found.entropies_BR is not None and settings.entropy_coef > 0:
                 total = loss - settings.entropy_coef * masked_mean(found.entropies_BR, micro.mask_BR, tokens)
             self._roles.backward(total)
@@ -200,7 +203,7 @@ class Learner:
         """Sum gradients over ranks, clip them, and step, unless something is not finite."""
         parameters = self._roles.trainable(role)
         _sum_gradients(parameters)
-        norm = float(clip_grad_norm_(parameters, self._settings.max_grad_norm))
+        norm = spoil("ppo.gradient", float(clip_grad_norm_(parameters, self._settings.max_grad_norm)))
         for what, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
                 raise TrivetError(

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.artefact import Artefact
 from pipeline.context import StageContext, engine_of
 from pipeline.durable import fsync_path, full_disk_named
+from pipeline.faults import reach
 from pipeline.models import adapters
 from pipeline.models.heads import new_head, with_head
 from pipeline.models.load import load_classifier
@@ -43,7 +44,9 @@ def save_member(model: Any, tokenizer: Any, context: StageContext, form: str, in
         return
     folder = member_aside(context, form, index)
     with full_disk_named(folder):
+        reach("weights.begun", folder)
         save_weights(model, folder, context, form, state)
+        reach("weights.written", folder)
         tokenizer.save_pretrained(str(folder))
         for path in [*folder.iterdir(), folder, folder.parent]:
             fsync_path(path)

@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from pipeline.faults import reach, spoil
 from pipeline.runtime import sum_over_ranks
 from pipeline.stages.offline import CommittedTrainer
 from pipeline.streams import StandIn, Stream, balanced
@@ -123,17 +124,19 @@ class StreamTrainer(CommittedTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """This micro-batch's part of the step's mean loss, as ranks that average their gradients need it."""
+        reach("step.begun")
         micro: MicroBatch[Any] = inputs
         stream = micro.stream.to(self.args.device)
         if self._trunk is not None:
             with self.accelerator.autocast():
                 stream = replace(stream, below=self._trunk.below(stream, micro.rows, self._objective))
         found = self._objective.compute(lambda each: model(stream=each), micro.rows, stream)
-        self.require_finite_loss(found.loss)
+        loss = spoil("loss", found.loss)
+        self.require_finite_loss(loss)
         self._items += sum(map(self._objective.items, micro.rows))
         for name, value in found.metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        return found.loss * (self.args.world_size / num_items_in_batch)
+        return loss * (self.args.world_size / num_items_in_batch)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The library's values, and means of the objective's since the last time, over all ranks."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +98,15 @@ def test_parts_of_one_data_set_are_kept_apart(encode) -> None:
         except build.DataError:
             parts.append(0)
     assert len(whole[0].records) == 1 and sorted(parts) == [0, 1] and len(reads) == 3
+
+
+def test_what_a_killed_process_left_beside_the_entries_goes_after_a_day(encode, tmp_path) -> None:
+    run, _ = encode
+    folder = tmp_path / "cache" / "data"
+    folder.mkdir(parents=True)
+    for name, age in ((".old.arrow.7.tmp", 2 * 24 * 3600), (".new.arrow.8.tmp", 60)):
+        (folder / name).write_text("half")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    run("pairs", PAIR)
+    assert {path.suffix for path in folder.iterdir()} == {".arrow", ".tmp"}
+    assert not (folder / ".old.arrow.7.tmp").exists() and (folder / ".new.arrow.8.tmp").exists()

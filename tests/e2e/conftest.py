@@ -10,15 +10,17 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.peers import free_port
 from pipeline.runtime import ROOT
 from pipeline.tracking import read_metrics
+from tests.e2e.forking import Forked, WarmParent
 
 MARK = "TRIVET_TEST_MARK"
 """Environment variable that every process of a started run inherits, so that none can hide."""
@@ -44,7 +46,15 @@ class Run:
     recipe: Path
     caches: Path
     options: tuple[str, ...] = ()
+    warm: WarmParent | None = None
+    """Where `forked` runs come from."""
+    faults: str = ""
+    """What is to fail on purpose."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Further ones of the environment."""
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    sessions: set[int] = field(default_factory=set)
+    """Of forked runs, which cannot be told by their first environment."""
 
     def environment(self) -> dict[str, str]:
         """One thread (results depend on their number), caches of the tests' own, no hub, no settings of the machine."""
@@ -57,6 +67,8 @@ class Run:
             "TRIVET_CACHE": str(self.caches / "trivet"),
             "TRIVET_EXIT_FILE": str(self.folder.parent / f"{self.folder.name}.outcome.json"),
             MARK: self.mark,
+            **({"TRIVET_FAULT": self.faults} if self.faults else {}),
+            **self.variables,
         }
 
     def command(self, launcher: str, *options: str) -> list[str]:
@@ -66,12 +78,18 @@ class Run:
             "accelerate": [sys.executable, "-m", "accelerate.commands.launch"],
             "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
         }[launcher]
-        where = ["--output-dir", str(self.folder)]
-        return [*before, str(ROOT / "pipeline" / "run.py"), str(self.recipe), *where, *self.options, *options]
+        return [*before, *self.arguments(*options)]
 
-    def start(self, launcher: str, *options: str) -> subprocess.Popen[bytes]:
+    def arguments(self, *options: str) -> list[str]:
+        """What follows the launcher."""
+        where = ["--output-dir", str(self.folder)]
+        return [str(ROOT / "pipeline" / "run.py"), str(self.recipe), *where, *self.options, *options]
+
+    def start(self, launcher: str, *options: str) -> subprocess.Popen[bytes] | Forked:
         """Start it in a session of its own; what it prints goes to `self.output`."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
+        if launcher == "forked":
+            return self.fork(self.output, {}, *options)
         with self.output.open("wb") as stream:
             return subprocess.Popen(
                 self.command(launcher, *options),
@@ -82,6 +100,26 @@ class Run:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def fork(self, output: Path, variables: Mapping[str, str], *options: str) -> Forked:
+        """Fork it, or a rank of it, from the warm parent."""
+        assert self.warm is not None
+        environment = {**self.environment(), **variables}
+        forked = self.warm.start(self.arguments(*options), environment, self.folder.parent, output)
+        self.sessions.add(forked.pid)
+        return forked
+
+    def fork_ranks(self, *options: str) -> list[Forked]:
+        """Fork two ranks of it, as a launcher would start them on one machine."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        common = {
+            "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        }  # fmt: skip
+        outputs = (self.output, self.output.with_suffix(".rank1.txt"))
+        return [
+            self.fork(output, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, *options)
+            for rank, output in enumerate(outputs)
+        ]
 
     def go(self, *options: str, launcher: str = "python", code: int | None = 0) -> str:
         """Run to the end and return what was printed; `code` is the exit code that is expected, None for any."""
@@ -141,10 +179,9 @@ class Run:
             if not entry.name.isdigit():
                 continue
             try:
-                if f"{MARK}={self.mark}".encode() not in (entry / "environ").read_bytes().split(b"\0"):
-                    continue
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                if state not in "ZX":
+                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                marked = f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                if state not in "ZX" and (marked or int(session) in self.sessions):
                     found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue
@@ -155,10 +192,14 @@ class Run:
         sign = {"worker": "-m pipeline.worker", "supervisor": "pipeline/run.py"}[role]
         launcher = ("accelerate.commands", "torch.distributed.run")
         lines = self.processes().items()
+        if any("warm_parent" in line for _, line in lines):
+            return [pid for pid, _ in lines if (pid in self.sessions) == (role == "supervisor")]
         return [pid for pid, line in lines if sign in line and not any(name in line for name in launcher)]
 
     @staticmethod
-    def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], seconds: float = 240.0) -> Any:
+    def wait_for(
+        condition: Callable[[], Any], process: subprocess.Popen[bytes] | Forked, seconds: float = 240.0
+    ) -> Any:
         """Poll until the condition holds and return what it gave; as it is then, if the process ends first."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -203,6 +244,15 @@ def tensor_hash(artefact: Path) -> str:
 def caches(tmp_path_factory) -> Path:
     """Caches of the embedded model and of the hub's library, filled by the first run."""
     return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory, caches) -> Iterator[WarmParent]:
+    """The parent of forked runs."""
+    folder = tmp_path_factory.mktemp("warm")
+    parent = WarmParent(Run(folder / "run", Path(), caches).environment(), folder / "parent.txt")
+    yield parent
+    parent.close()
 
 
 @pytest.fixture

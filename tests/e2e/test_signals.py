@@ -1,7 +1,8 @@
 """Requests to stop at moments by chance in each phase of a run: exit 75, nothing marked done, not a bit different.
 
-Each round is one run of SFT, reward model and PPO that is signalled once in every phase. One round by default;
-`TRIVET_SIGNAL_ROUNDS=20 pytest -m slow tests/e2e/test_signals.py` sends a hundred signals.
+Each round is one run of SFT, reward model and PPO that is signalled once in every phase. One round by default, of
+processes started as users start them; `TRIVET_SIGNAL_ROUNDS=20 pytest -n 0 -m slow tests/e2e/test_signals.py` sends a
+hundred signals, those of the further rounds to runs forked from a warm parent.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ ROUNDS = int(os.environ.get("TRIVET_SIGNAL_ROUNDS", "1"))
 STAGES = ("sft", "reward", "ppo", "evaluation")
 
 
-def phases(run):
+def phases(run, launcher):
     """Name, stage, what to wait for, and for how long the phase goes on then, in seconds; in the order they come."""
     said, inside = run.said, run.inside
     return [
-        ("data", "sft", lambda: "sft: starts" in said(), 6.0),
+        # A freshly started worker imports for seconds before it reads.
+        ("data", "sft", lambda: "sft: starts" in said(), 6.0 if launcher == "python" else 0.6),
         ("an SFT step", "sft", lambda: inside("sft-*/checkpoints/checkpoint-2"), 0.4),
         ("a step of the reward model", "reward", lambda: inside("reward-*/checkpoints/checkpoint-2"), 0.4),
         ("a rollout", "ppo", lambda: "after rollout 0" in said(), 0.6),
@@ -43,11 +45,15 @@ def through(tmp_path_factory, run_in):
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
-def test_a_signal_in_every_phase_and_not_a_bit_of_difference(new_run, through, number):
+def test_a_signal_in_every_phase_and_not_a_bit_of_difference(new_run, through, number, request, capsys):
     run = new_run("signalled", RECIPE)
+    launcher = "forked" if number else "python"
+    if number:
+        run.warm = request.getfixturevalue("warm")
     draw = random.Random(number)
-    for phase, stage, condition, seconds in phases(run):
-        process = run.start("python")
+    answered = []
+    for phase, stage, condition, seconds in phases(run, launcher):
+        process = run.start(launcher)
         assert run.wait_for(condition, process), f"{phase}: did not come\n{run.said()}\n{run.log()[-2000:]}"
         time.sleep(draw.uniform(0.0, seconds))
         # Either to the supervisor, as a person or a job script does, or to all, as Slurm does to a step.
@@ -59,6 +65,7 @@ def test_a_signal_in_every_phase_and_not_a_bit_of_difference(new_run, through, n
         code = process.wait(120)
         where = f"{phase}, to {'all' if everyone else 'the supervisor'}\n{run.said()}\n{run.log()[-3000:]}"
         outcome = run.outcome()
+        answered.append(code)
         assert outcome["code"] == code, where
         assert run.left_behind() == {}, where
         assert "Traceback" not in run.said(), where
@@ -70,7 +77,9 @@ def test_a_signal_in_every_phase_and_not_a_bit_of_difference(new_run, through, n
         for name, status in run.statuses().items():
             sealed = bool(run.inside(f"{name}-*")) and is_sealed(run.inside(f"{name}-*")[0])
             assert sealed == (status in ("done", "skipped")), f"{name} is {status}: {where}"
-    run.go()
+    run.go(launcher=launcher)
+    with capsys.disabled():
+        print(f"round {number} ({launcher}): ended with {answered}")
     assert set(run.statuses().values()) <= {"done", "skipped"}
     for stage in ("sft", "reward", "ppo"):
         assert run.weights(stage) == through.weights(stage), f"{stage} differs from an uninterrupted run"

@@ -11,14 +11,14 @@ import time
 
 import pytest
 
-from pipeline.errors import BusyError
-from pipeline.locks import WORK_LOCK, clear, hold, work_on
+from pipeline.errors import BusyError, TrivetError
+from pipeline.locks import WORK_LOCK, clear, hold, tidy, work_on
 from pipeline.runtime import ROOT
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pipeline.errors import BusyError
+from pipeline.errors import BusyError, TrivetError
 from pipeline.locks import hold, work_on
 folder, start = Path(sys.argv[1]), Path(sys.argv[2])
 which = work_on(folder, 0.0) if "work" in sys.argv[3] else hold(folder)
@@ -158,3 +158,29 @@ def test_clearing_keeps_the_lock_and_what_it_is_told(tmp_path):
     assert sorted(os.listdir(folder)) == [WORK_LOCK, "checkpoints", "metrics.jsonl"]
     assert (folder / "checkpoints" / "checkpoint-2").is_dir()
     assert (outside / "precious").is_file()
+
+
+def test_what_a_killed_worker_left_in_a_sealed_artefact_is_removed_unless_one_is_at_it(tmp_path):
+    folder = tmp_path / "artefact"
+    for name in ("checkpoints/checkpoint-2", "work", "adapter"):
+        (folder / name).mkdir(parents=True)
+    worker = start(folder, "work")
+    assert worker.stdout.readline() == "held\n"
+    tidy(folder)
+    assert (folder / "checkpoints").is_dir()
+    worker.kill()
+    worker.wait(60)
+    tidy(folder)
+    assert sorted(os.listdir(folder)) == [WORK_LOCK, "adapter"]
+    end(worker)
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_an_artefact_whose_folder_leads_elsewhere_is_not_worked_on(tmp_path, dangling):
+    outside = tmp_path / "outside"
+    if not dangling:
+        outside.mkdir()
+    os.symlink(outside, tmp_path / "sft-abc")
+    with pytest.raises(TrivetError, match=f"is a link to {outside}"), work_on(tmp_path / "sft-abc", 0.0):
+        pass
+    assert dangling or os.listdir(outside) == []

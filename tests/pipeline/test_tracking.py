@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import threading
+import time
 import types
 
 import pytest
 
+from pipeline import tracking
 from pipeline.console import Console
 from pipeline.errors import DiskError
 from pipeline.recipe.schema import WandbSettings
@@ -239,6 +242,20 @@ def test_no_failure_of_the_mirror_reaches_the_run(tmp_path, wandb, monkeypatch, 
     assert steps(tracker) == [2, 4] and steps(tracker, "eval") == [0, 4]
     assert heard.text.count("W&B failed") == 1
     assert f"{failing} is down" in heard.text and "the run goes on" in heard.text
+
+
+def test_a_service_that_stops_taking_anything_holds_nobody_up(tmp_path, wandb, monkeypatch):
+    """Its library would wait for ever for the last lines to arrive."""
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.05)
+    blocked = threading.Event()
+    monkeypatch.setattr(FakeRun, "finish", lambda run: blocked.wait(30))
+    tracker, heard = tracked(tmp_path)
+    started = time.monotonic()
+    run_stage(tracker)
+    assert time.monotonic() - started < 10
+    blocked.set()
+    assert "W&B failed (TimeoutError: not everything arrived" in heard.text and "`trivet push`" in heard.text
+    assert steps(tracker) == [2, 4]
 
 
 def test_a_library_that_cannot_be_imported_is_no_reason_to_stop(tmp_path, monkeypatch):
