@@ -19,10 +19,10 @@ from benchmarks.meter import Measured, StepClock, count_tokens
 from data_prep.chat import ChatFormatter
 from data_prep.records import Message, Origin, Prompt
 from pipeline.models import adapters
-from pipeline.models.forward import trunk_of, vocabulary_head
+from pipeline.models.forward import trunk_of, vocabulary_head, without_dropout
 from pipeline.models.heads import new_head
 from pipeline.models.load import load_base, load_tokenizer
-from pipeline.models.roles import POLICY, REFERENCE, VALUE, Roles, Trunk, without_dropout
+from pipeline.models.roles import POLICY, REFERENCE, VALUE, Roles, Trunk
 from pipeline.recipe.schema import AdapterSettings, ModelSettings
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.rollouts.answers import Sampling
