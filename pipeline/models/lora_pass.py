@@ -8,6 +8,7 @@ library's own way. Layer 2.
 
 from __future__ import annotations
 
+import math
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -43,8 +44,13 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         return type(self).forward(self, x)
     found = linear(x, base.weight, base.bias)
     for name in names:
-        first, second = self.lora_A[name], self.lora_B[name]
-        found = found + linear(linear(x, first.weight), second.weight, second.bias) * self.scaling[name]
+        first, second, factor = self.lora_A[name], self.lora_B[name], self.scaling[name]
+        inner = linear(x, first.weight)
+        if second.bias is None and math.frexp(factor)[0] == 0.5:
+            # A power of two rounds nothing, wherever it is multiplied: best where there is least.
+            found = found + linear(inner * factor, second.weight)
+        else:
+            found = found + linear(inner, second.weight, second.bias) * factor
     return found
 
 

@@ -21,9 +21,9 @@ from tests.models.small_models import attending, build
 IDS = torch.randint(3, 60, (3, 12), generator=torch.Generator().manual_seed(0))
 
 
-def adapted(name: str = "llama", dtype: torch.dtype = torch.bfloat16, **options: Any) -> Any:
+def adapted(name: str = "llama", dtype: torch.dtype = torch.bfloat16, alpha: int = 12, **options: Any) -> Any:
     """With two adapters, both of which do something; the first is switched on."""
-    config = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    config = LoraConfig(r=4, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM", **options)
     model: Any = get_peft_model(build(attending()[name], 3.0).to(dtype), config)
     model.add_adapter("other", config)
     draw = torch.Generator().manual_seed(1)
@@ -59,10 +59,12 @@ def counted() -> Iterator[Casts]:
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("bfloat16", "bf16"), ("float32", "bf16"), ("float32", "fp32")])
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_windows", "phi"])
-def test_logits_and_gradients_are_the_same_bits(name, dtype, precision):
-    """Of a base in either type, under autocast and without."""
-    plain = adapted(name, getattr(torch, dtype))
+@pytest.mark.parametrize(
+    ("name", "alpha"), [("llama", 12), ("llama", 8), ("qwen3", 8), ("gemma3_windows", 3), ("phi", 2)]
+)
+def test_logits_and_gradients_are_the_same_bits(name, alpha, dtype, precision):
+    """Of a base in either type, under autocast and without; with factors that are a power of two and others."""
+    plain = adapted(name, getattr(torch, dtype), alpha)
     direct = with_direct_passes(copy.deepcopy(plain))
     expected, gradients = loss_and_gradients(plain, precision)
     found, others = loss_and_gradients(direct, precision)
