@@ -5,29 +5,26 @@
 
 Each side runs in a process of its own, one after the other, so many rounds. The first step of a run, which warms
 caches up, is left out. Printed are medians over rounds of each round's ratio, peak memory, tokens that went through the
-layers, the share of this machine's measured matrix-product peak, and both loss curves, to show that the same thing was
-trained. The peer is TRL's own trainer in this environment; of PPO, the last one that TRL had, in an environment of its
-own, and a row is an episode: sampled, scored and learnt from.
+layers and how many were no padding, the counted matrix products as a share of this machine's measured peak, and both
+loss curves, to show that the same thing was trained. The peer is TRL's own trainer in this environment; of PPO, the
+last one that TRL had, in an environment of its own, and a row is an episode: sampled, scored and learnt from.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.meter import matmul_peak  # noqa: E402
+from benchmarks.meter import machine, matmul_peak  # noqa: E402
 from benchmarks.rows import write_prompts, write_rows  # noqa: E402
 from pipeline.models.source import identify, materialise  # noqa: E402
 from pipeline.runtime import resolve_precision  # noqa: E402
@@ -39,7 +36,7 @@ def main() -> None:
     """Measure, print, and write the figures where asked."""
     options = _options()
     bf16 = resolve_precision(options.precision) == "bf16"
-    print(_machine(), flush=True)
+    print(machine(), flush=True)
     base = materialise(identify(options.base, None))
     settings = {
         "batch_size": options.batch_size, "accumulation": options.accumulation, "steps": options.steps + 1,
@@ -114,6 +111,11 @@ def _rate(run: dict[str, Any]) -> float:
     return float(run["rows_per_step"] * len(timed) / sum(timed))
 
 
+def _flops_rate(run: dict[str, Any]) -> float:
+    """Counted floating-point operations per second."""
+    return float(sum(run["flops_by_step"][1:]) / sum(run["seconds"][1:]))
+
+
 def _report(
     stage: str, settings: dict[str, Any], found: dict[str, list[dict[str, Any]]], peak: float
 ) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def _report(
     return {
         "stage": stage,
         "settings": settings,
-        "machine": _machine(),
+        "machine": machine(),
         "throughput_ratio": statistics.median(_rate(ours) / _rate(peer) for ours, peer in pairs),
         "throughput_ratios": [_rate(ours) / _rate(peer) for ours, peer in pairs],
         "memory_ratio": statistics.median(ours["peak_gib"] / peer["peak_gib"] for ours, peer in pairs),
@@ -130,8 +132,8 @@ def _report(
             name: {
                 "rows_per_second": statistics.median(map(_rate, runs)),
                 "peak_gib": statistics.median(run["peak_gib"] for run in runs),
-                "tokens_computed": runs[0]["tokens_computed"],
-                "losses": runs[0]["losses"],
+                "flops_share": statistics.median(_flops_rate(run) for run in runs) / peak,
+                **{key: runs[0][key] for key in ("tokens_computed", "tokens_real", "head_rows", "losses")},
             }
             for name, runs in found.items()
         },
@@ -145,7 +147,9 @@ def _text(report: dict[str, Any]) -> str:
         losses = " ".join(f"{loss:.3f}" for loss in side["losses"])
         lines.append(
             f"{name:<5} {side['rows_per_second']:.3f} rows/s  {side['peak_gib']:.2f} GiB  "
-            f"{side['tokens_computed']} tokens through the layers\n      losses {losses}"
+            f"{side['flops_share']:.0%} of the matrix-product peak\n"
+            f"      {side['tokens_computed']} tokens through the layers, {side['tokens_real']} of them no padding; "
+            f"logits of {side['head_rows']}\n      losses {losses}"
         )
     spread = ", ".join(f"{ratio:.2f}" for ratio in report["throughput_ratios"])
     lines.append(
@@ -153,11 +157,6 @@ def _text(report: dict[str, Any]) -> str:
     )
     lines.append(f"matrix products on this machine: {report['matmul_peak_flops'] / 1e9:.0f} GFLOP/s at best")
     return "\n".join(lines)
-
-
-def _machine() -> str:
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "trl", "peft"))
-    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}"
 
 
 if __name__ == "__main__":

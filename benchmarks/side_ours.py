@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from trl import DPOConfig, RewardConfig, SFTConfig
 
-from benchmarks.meter import Measured, StepClock, count_tokens
+from benchmarks.meter import Measured, StepClock, count_streaming_head, count_work
 from benchmarks.rows import messages, read_rows
 from data_prep.chat import ChatFormatter
 from data_prep.records import Demonstration, Origin, PreferencePair
@@ -46,14 +46,15 @@ def main() -> None:
     settings = ModelSettings(base=base, adapter=AdapterSettings(r=16, alpha=32, layers=options["adapter_layers"]))
     model = _model(stage, Path(base), settings, precision)
     measured = Measured(rows_per_step=options["batch_size"] * options["accumulation"])
-    count_tokens(model, measured)
-    measured.tokens_computed = 0
     objective = _objective(stage, model, precision)
-    context: Any = SimpleNamespace(recipe=SimpleNamespace(model=settings), console=SimpleNamespace(say=_to_stderr))
+    recipe = SimpleNamespace(model=settings, stages={})
+    context: Any = SimpleNamespace(recipe=recipe, stage="", console=SimpleNamespace(say=_to_stderr))
     per_step = options["batch_size"] * options["accumulation"]
     stage_settings = OfflineSettings(learning_rate=1e-4, max_steps=options["steps"], global_batch_size=per_step)
     trunk = share_trunk(context, stage_settings, model, rows, objective)
     trainer = StreamTrainer(model=model, args=_arguments(stage, options), rows=rows, objective=objective, trunk=trunk)
+    count_work(model, measured)
+    count_streaming_head(measured)
     trainer.add_callback(StepClock(measured))
     trainer.train()
     measured.print()

@@ -17,7 +17,7 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from benchmarks.meter import Measured, StepClock, count_tokens
+from benchmarks.meter import Measured, StepClock, count_work
 from benchmarks.rows import read_rows
 
 TRAINERS: dict[str, tuple[Any, Any]] = {
@@ -50,7 +50,7 @@ def main() -> None:
         processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=LoraConfig(r=16, lora_alpha=32, task_type=task, **_places(base, options["peer_layers"])),
     )
-    count_tokens(trainer.model, measured)
+    count_work(trainer.model, measured)
     trainer.add_callback(StepClock(measured))
     trainer.train()
     measured.print()

@@ -23,7 +23,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from benchmarks.meter import Measured, StepClock, count_tokens
+from benchmarks.meter import Measured, StepClock, count_work
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """Of Llama and its like; PEFT takes no `all-linear` beside layers."""
@@ -60,7 +60,8 @@ def main() -> None:
         peft_config=_adapter(options, policy.config.num_hidden_layers),
         callbacks=[clock],
     )
-    count_tokens(trainer.model.policy, measured)
+    for model in (trainer.model.policy, trainer.model.value_model, trainer.reward_model):
+        count_work(model, measured)
     clock.on_step_begin()
     trainer.train()
     measured.print()

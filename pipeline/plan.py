@@ -26,7 +26,7 @@ from pipeline.recipe.schema import DataSetSettings, Recipe
 from pipeline.recipe.stage_settings import FUNCTION, RULES, DpoSettings, PpoSettings, RewardSource
 from pipeline.reward_function import RewardFunction
 
-ALGORITHM_VERSIONS = {"sft": 2, "reward": 2, "ppo": 3, "dpo": 2, "evaluation": 4}
+ALGORITHM_VERSIONS = {"sft": 2, "reward": 2, "ppo": 4, "dpo": 2, "evaluation": 5}
 """Raised when a change of ours changes a kind's results, so that older artefacts are not taken for new ones."""
 EVALUATION = "evaluation"
 _NOT_IN_KEYS: dict[str, Any] = {

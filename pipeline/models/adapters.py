@@ -17,6 +17,7 @@ from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import TrivetError
 from pipeline.faults import spoil
 from pipeline.models.decoder import adapter_targets
+from pipeline.models.lora_pass import with_direct_passes
 from pipeline.models.reward_model import HEAD_KEY, adapter_state
 from pipeline.recipe.schema import AdapterSettings
 
@@ -49,7 +50,7 @@ def attach_trained(model: PreTrainedModel, folder: Path) -> PeftModel:
     wrapped = PeftModel.from_pretrained(_prepared(model), folder, adapter_name=TRAINED, is_trainable=True)
     # Every save looks the base up by this name; the recipe's name could send it to the hub.
     wrapped.peft_config[TRAINED].base_model_name_or_path = base_folder
-    return cast("PeftModel", wrapped)
+    return cast("PeftModel", with_direct_passes(wrapped))
 
 
 def attach_frozen(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:
@@ -58,8 +59,9 @@ def attach_frozen(model: PreTrainedModel | PeftModel, folder: Path, name: str) -
 
     if isinstance(model, PeftModel):
         model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
-        return model
-    return cast("PeftModel", PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False))
+        return with_direct_passes(model)
+    found = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False)
+    return cast("PeftModel", with_direct_passes(found))
 
 
 def attach_for_scores(model: PreTrainedModel, settings: AdapterSettings, start: Path | None) -> PeftModel:
@@ -103,6 +105,7 @@ def attach_reward(model: PreTrainedModel | PeftModel, folder: Path, name: str) -
     config = _retasked(folder, TaskType.CAUSAL_LM, frozen=True)
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
+        with_direct_passes(model)
     else:
         model = _wrapped(model, config, name)
     _copy_tensors(model, adapter_state(folder), name, folder)
@@ -225,7 +228,7 @@ def _wrapped(model: PreTrainedModel, config: Any, name: str) -> PeftModel:
     from peft import get_peft_model
 
     try:
-        return cast("PeftModel", get_peft_model(model, config, adapter_name=name))
+        return cast("PeftModel", with_direct_passes(get_peft_model(model, config, adapter_name=name)))
     except ValueError as error:
         raise TrivetError(f"model.adapter.target_modules: {error}") from error
 

@@ -18,7 +18,7 @@ from pipeline.algorithms.linear_logps import linear_token_scores
 from pipeline.algorithms.logps import TokenScores, chunked_token_logps
 from pipeline.errors import TrivetError
 from pipeline.models.shards import is_spread, whole
-from pipeline.models.stream_attention import STREAMS, Layout
+from pipeline.models.stream_attention import STREAMS, Attending, Layout
 from pipeline.streams import Packed, StandIn, Stream, pack
 
 CHUNK = 512
@@ -47,6 +47,8 @@ def hidden_states(
     mask_BT: Tensor,
     positions_BT: Tensor,
     below: Callable[[Packed], StandIn] | None = None,
+    *,
+    in_float32: bool = False,
 ) -> Tensor:
     """Last hidden states (B, T, H), after the trunk's final norm, on its device; anything at padding.
 
@@ -56,6 +58,7 @@ def hidden_states(
         mask_BT: true on real tokens.
         positions_BT: of `batches.positions`.
         below: knows what the lowest layers of a trunk that attends in streams give.
+        in_float32: as for a stream.
     """
     if not attends_in_streams(trunk):
         return padded_hidden_states(trunk, ids_BT, mask_BT, positions_BT)
@@ -64,7 +67,8 @@ def hidden_states(
     where_BT = torch.zeros_like(ids)
     for row, places in enumerate(packed.places):
         where_BT[row, mask[row]] = torch.from_numpy(places)
-    hidden_NH = stream_hidden_states(trunk, packed, None if below is None else below(packed))
+    known = None if below is None else below(packed)
+    hidden_NH = stream_hidden_states(trunk, packed, known, in_float32=in_float32)
     return hidden_NH[where_BT.to(hidden_NH.device)]
 
 
@@ -81,26 +85,35 @@ def padded_hidden_states(trunk: Any, ids_BT: Tensor, mask_BT: Tensor, positions_
     return hidden
 
 
-def stream_hidden_states(trunk: Any, stream: Stream | Packed, below: StandIn | None = None) -> Tensor:
+def stream_hidden_states(
+    trunk: Any, stream: Stream | Packed, below: StandIn | None = None, *, in_float32: bool = False
+) -> Tensor:
     """Last hidden states (N, H) of a stream, on the trunk's device; the trunk attends in streams.
 
     Args:
         trunk: of a causal or classifying model.
         stream: its tokens.
         below: what the lowest layers give for it, where that is known.
+        in_float32: as for `Layout`.
     """
-    device = next(trunk.parameters()).device
-    positions_N = stream.positions_N.to(device)
+    positions_N = stream.positions_N.to(next(trunk.parameters()).device)
     with below.standing_in() if below is not None else nullcontext():
-        out = trunk(
-            input_ids=stream.ids_N[None].to(device),
-            # Four dimensions keep transformers from making a mask; segments say what it would.
-            attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device),
-            position_ids=positions_N[None],
-            use_cache=False,
-            layout=Layout(stream.segments, positions_N),
-        )
-    hidden: Tensor = out.last_hidden_state[0]
+        layout = Layout(stream.segments, positions_N, in_float32=in_float32)
+        return attended_hidden_states(trunk, stream.ids_N[None], positions_N[None], layout)[0]
+
+
+def attended_hidden_states(trunk: Any, ids_BT: Tensor, positions_BT: Tensor, attending: Attending) -> Tensor:
+    """Last hidden states (B, T, H) where something else than a mask says who looks at whom; the trunk takes streams."""
+    device = next(trunk.parameters()).device
+    out = trunk(
+        input_ids=ids_BT.to(device),
+        # Four dimensions keep transformers from making a mask.
+        attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device),
+        position_ids=positions_BT.to(device),
+        use_cache=False,
+        layout=attending,
+    )
+    hidden: Tensor = out.last_hidden_state
     return hidden
 
 

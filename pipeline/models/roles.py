@@ -133,7 +133,9 @@ class Roles:
         trunk = self._trunks[role]
         below = None if self._below is None else self._below.below
         with autocast(self._precision):
-            hidden = hidden_states(trunk.module, batch.ids_BT, batch.mask_BT, batch.positions_BT, below)
+            hidden = hidden_states(
+                trunk.module, batch.ids_BT, batch.mask_BT, batch.positions_BT, below, in_float32=True
+            )
         if torch.is_grad_enabled() and hidden.requires_grad:
             self._forward = role
         return hidden

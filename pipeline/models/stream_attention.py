@@ -9,10 +9,10 @@ which the keys of common beginnings are repeated before each segment that contin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from pipeline.streams import Segment
@@ -21,16 +21,47 @@ STREAMS = "trivet_streams"
 """Name of this implementation in transformers' registries."""
 
 
+class Attending(Protocol):
+    """Who looks at whom in one call of a model, asked by every attention layer of it."""
+
+    def attention(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        window: int | None,
+        scale: float | None,
+        dropout: float,
+    ) -> Tensor:
+        """What a layer's queries find (B, T, heads, D).
+
+        Args:
+            module: the layer.
+            query: (B, heads, T, D).
+            key: (B, key heads, T, D), and so is value.
+            value: as key.
+            window: how many tokens back, itself included, a token sees; None for all.
+            scale: of the products; None for 1 / sqrt(D).
+            dropout: of the attention weights.
+        """
+        ...
+
+
 class Layout:
     """The segments of one stream with what every layer needs of them, made once.
 
     Args:
         segments: in order; together they are the whole stream.
         positions_N: position of each token in its own sequence.
+        in_float32: on a CPU, attend in float32 whatever the model computes in. It is closer, and faster: torch's kernel
+            for bfloat16 takes twice as long for the way back through segments of a hundred tokens.
     """
 
-    def __init__(self, segments: Sequence[Segment], positions_N: Tensor):
+    def __init__(self, segments: Sequence[Segment], positions_N: Tensor, *, in_float32: bool = False):
         self.segments = tuple(segments)
+        self.in_float32 = in_float32
         self._positions_N = positions_N
         self._longest = [sum(stop - start for start, stop in (*each.context, each[:2])) for each in self.segments]
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
@@ -77,6 +108,35 @@ class Layout:
             self._flash = (at, cumulative_queries, cumulative_keys, max(queries), max(keys))
         return self._flash
 
+    def attention(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        window: int | None,
+        scale: float | None,
+        dropout: float,
+    ) -> Tensor:
+        """As `Attending` says, over the whole stream."""
+        if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
+            return _flash(query, key, value, scale, window, self)
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        if not self.in_float32 or query.dtype != torch.bfloat16:
+            return self._by_segments(query, key, value, window, scale=scale, dropout_p=dropout)
+        # Autocast would put them back into bfloat16.
+        with torch.autocast(query.device.type, enabled=False):
+            whole = (each.float() for each in (query, key, value))
+            return self._by_segments(*whole, window, scale=scale, dropout_p=dropout).to(query.dtype)
+
+    def _by_segments(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, **options: Any) -> Tensor:
+        count = len(self.segments)
+        parts = [_attend(self, index, query, key, value, window, **options) for index in range(count)]
+        return torch.cat(parts, dim=2).transpose(1, 2)
+
 
 def stream_attention(
     module: Any,
@@ -86,7 +146,7 @@ def stream_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    layout: Layout | None = None,
+    layout: Attending | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """As transformers calls it.
@@ -99,7 +159,7 @@ def stream_attention(
         attention_mask: for calls without a layout.
         scaling: of the products; None for 1 / sqrt(D).
         dropout: of the attention weights.
-        layout: of the stream, handed on from the model's call.
+        layout: of the stream, or of what continues one, handed on from the model's call.
         kwargs: `sliding_window` is heeded; what a kernel cannot do is refused.
 
     Returns:
@@ -117,16 +177,7 @@ def stream_attention(
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"streams have no attention with {name}")
     window = kwargs.get("sliding_window")
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
-        return _flash(query, key, value, scaling, window, layout), None
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    parts = [
-        _attend(layout, index, query, key, value, window, scale=scaling, dropout_p=dropout)
-        for index in range(len(layout.segments))
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    return layout.attention(module, query, key, value, window=window, scale=scaling, dropout=dropout), None
 
 
 def _attend(

@@ -128,7 +128,7 @@ def _unused(recipe: Recipe, name: str, stage: PpoSettings, at: KeyPath) -> Itera
         ("gate", "min_accuracy"): ("a reward stage among the rewards", from_stage or stage.gate.min_accuracy == 0),
         ("vllm", "url"): ("rollout_engine: vllm_server", engine == "vllm_server"),
         ("vllm", "gpu_memory_utilization"): ("rollout_engine: vllm_colocate", engine == "vllm_colocate"),
-        ("vllm", "importance_cap"): ("a rollout_engine other than generate", engine != "generate"),
+        ("vllm", "importance_cap"): ("rollout_engine: paged, or one of vLLM's", engine == "paged" or "vllm" in engine),
     }
     for key, (switch, effective) in needs.items():
         if not effective and _is_changed(stage, key):

@@ -179,8 +179,11 @@ class PpoSettings(StageSettings):
     temperature: PositiveFloat = Field(
         1.0, description="Sampling temperature; log-probabilities are those of the tempered policy throughout."
     )
-    rollout_engine: Literal["generate", "paged", "vllm_server", "vllm_colocate"] = Field(
-        "generate", description="What samples: transformers' generate or continuous batching, or vLLM through TRL."
+    rollout_engine: Literal["auto", "streams", "generate", "paged", "vllm_server", "vllm_colocate"] = Field(
+        "auto",
+        description="What samples. streams: prompts read once and unpadded, ended answers dropped. generate, paged: "
+        "transformers' generate, or its continuous batching. vllm_...: vLLM through TRL. auto: streams where they are "
+        "exact for this model, else generate, and says why.",
     )
     vllm: VllmSettings = Field(default_factory=VllmSettings, description="For the vLLM engines.")
     kl_coef: Annotated[float, Field(ge=0.0)] = Field(

@@ -8,10 +8,14 @@ from typing import Any
 from data_prep.chat import ChatFormatter
 from pipeline.context import StageContext
 from pipeline.errors import RecipeError
+from pipeline.models.forward import causal_model
 from pipeline.models.load import device
 from pipeline.models.roles import Roles
+from pipeline.models.shards import is_spread_model
+from pipeline.models.stream_forward import attend_in_streams
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.rollouts.answers import Answer, Engine, Progress, Sampling
+from pipeline.rollouts.decoding import streaming_head
 from pipeline.rollouts.generate import Generator
 from pipeline.rollouts.paged import PagedGenerator
 from pipeline.stages.ppo_vllm import ColocatedEngine, ServerEngine
@@ -43,13 +47,14 @@ def make_engine(
     """The engine that the recipe asks for.
 
     Raises:
-        RecipeError: vLLM without a GPU, or with a quantised base.
+        RecipeError: vLLM without a GPU, or with a quantised base; streams that the policy cannot decode in.
         SourceUnreachableError: vLLM is not installed, or its server not there.
     """
     kind, stops, ranks = settings.rollout_engine, formatter.stop_ids, context.ranks
     size = settings.generation_batch_size
-    if kind == "generate":
-        return PolicyEngine(roles, lambda model: Generator(model, pad_id, stops, size, precision, ranks))
+    if kind in ("auto", "streams", "generate"):
+        padded = kind == "generate" or not _decodes_in_streams(context, roles, must=kind == "streams")
+        return PolicyEngine(roles, lambda model: Generator(model, pad_id, stops, size, precision, ranks, padded))
     if kind == "paged":
         return PolicyEngine(roles, lambda model: PagedGenerator(model, stops, size, ranks))
     _require_vllm_fits(context, kind)
@@ -65,6 +70,27 @@ def make_engine(
         batch_size=size,
         device=device(),
     )
+
+
+def _decodes_in_streams(context: StageContext, roles: Roles, *, must: bool) -> bool:
+    """Whether the policy decodes in streams; if not, why is said, or raised where the recipe insists."""
+    with roles.sampling() as model:
+        if streaming_head(model) is not None:
+            return True
+        why = _why_not_in_streams(model, context.recipe.model.attention)
+    at = f"stages.{context.stage}.rollout_engine"
+    if must:
+        raise RecipeError(f"{at}: streams are not possible here: {why}; leave it at auto")
+    context.console.say(f"transformers' generate samples the answers: {why}")
+    return False
+
+
+def _why_not_in_streams(model: Any, attention: str) -> str:
+    if attention != "auto":
+        return f"model.attention is {attention}, which pads rows"
+    if is_spread_model(model):
+        return "the policy is spread over the ranks, which must call it equally often"
+    return attend_in_streams(model) or f"the output of {type(causal_model(model)).__name__} cannot be taken apart"
 
 
 def _require_vllm_fits(context: StageContext, kind: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     FalconH1Config,
@@ -25,7 +26,7 @@ from pipeline.models.forward import (
     stream_hidden_states,
     trunk_of,
 )
-from pipeline.models.stream_attention import STREAMS, stream_attention
+from pipeline.models.stream_attention import STREAMS, Layout, stream_attention
 from pipeline.models.stream_forward import attend_in_streams, take_streams
 from pipeline.streams import Segment, pack, stream_of
 from tests.models.small_models import attending, build, shape
@@ -176,9 +177,29 @@ def test_what_attention_cannot_do_is_refused():
         stream_attention(None, query, query, query, None, layout=layout, softcap=5.0)
 
 
-def stream_forward_layout(packed: Any) -> Any:
-    from pipeline.models.stream_attention import Layout
+def attended(packed: Any, dtype: torch.dtype, in_float32: bool) -> torch.Tensor:
+    """What a stream's attention gives, and the gradients of its inputs, which are the same for all types."""
+    draw = torch.Generator().manual_seed(0)
+    shape = (1, 4, len(packed.ids_N), 8)
+    inputs = [torch.randn(shape, generator=draw).bfloat16().to(dtype).requires_grad_() for _ in range(3)]
+    layout = Layout(packed.segments, packed.positions_N, in_float32=in_float32)
+    with torch.autocast("cpu", enabled=dtype == torch.bfloat16):
+        found = layout.attention(nn.Identity(), *inputs, window=None, scale=1.5, dropout=0.0)
+    assert found.dtype == dtype
+    found.float().square().sum().backward()
+    return torch.cat([each.detach().float().flatten() for each in (found, *(given.grad for given in inputs))])
 
+
+def test_attention_in_float32_under_autocast():
+    """Of a model in bf16: nearer to float32, forward and backward; one in float32 is left as it is."""
+    packed = pack(IDS)
+    exact = attended(packed, torch.float32, False)
+    assert torch.equal(attended(packed, torch.float32, True), exact)
+    rough, fine = ((attended(packed, torch.bfloat16, each) - exact).abs().mean() for each in (False, True))
+    assert 0 < fine < 0.8 * rough, (fine, rough)
+
+
+def stream_forward_layout(packed: Any) -> Any:
     return Layout(packed.segments, packed.positions_N)
 
 

@@ -83,7 +83,7 @@ def rewards(*sources: str) -> str:
         ),
         (
             ["stages.ppo.vllm.importance_cap=3"],
-            "importance_cap=3: has no effect without a rollout_engine other than generate",
+            "importance_cap=3: has no effect without rollout_engine: paged, or one of vLLM's",
         ),
         (["stages.reward.aggregate=min"], "aggregate=min: has no effect on one model; set ensemble: 3 or so"),
         (["stages.reward.variance_weight=1"], "variance_weight=1: aggregate mean ignores it; remove it"),

@@ -62,13 +62,58 @@ def metrics_of(parts: Parts, episodes: list[Episode]) -> tuple[dict[str, float],
 
 
 def test_transformers_samples_with_the_policy(parts):
-    """Both engines that need nothing else; greedily they say the same."""
-    engines = [made(parts, rollout_engine=kind) for kind in ("generate", "paged")]
+    """All engines that need nothing else; greedily they say the same."""
+    engines = [made(parts, rollout_engine=kind) for kind in ("auto", "streams", "generate", "paged")]
     assert all(isinstance(each, PolicyEngine) for each in engines)
     prompts = [each.prompt_ids for each in some_episodes(COUNT)]
-    one, other = (each.answers(prompts, Sampling(12)) for each in engines)
     with parts.roles.sampling() as model:
-        assert one == other == Generator(model, PAD, (2, 7), 4, "fp32", ALONE).answers(prompts, Sampling(12))
+        expected = Generator(model, PAD, (2, 7), 4, "fp32", ALONE, padded=True).answers(prompts, Sampling(12))
+    assert [each.answers(prompts, Sampling(12)) for each in engines] == [expected] * 4
+
+
+@pytest.mark.parametrize(("kind", "padded"), [("auto", False), ("streams", False), ("generate", True)])
+def test_who_decodes_in_streams(parts, monkeypatch, kind, padded):
+    """By transformers where the recipe says so; and where the model cannot, which is said, or refused."""
+    called = []
+    monkeypatch.setattr(
+        Generator, "_by_transformers", lambda self, prompts, *_: called.append(1) or ANSWERS[: len(prompts)]
+    )
+    made(parts, rollout_engine=kind).answers([[5, 6], [7]], Sampling(2))
+    assert bool(called) == padded
+
+
+ANSWERS = [Answer([2], True)] * COUNT
+
+
+def test_a_policy_that_cannot_decode_in_streams(parts, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(parts.context.console, "say", said.append)
+    monkeypatch.setattr(ppo_engine, "streaming_head", lambda model: None)
+    for why, patch in (
+        ("the output of LlamaForCausalLM cannot be taken apart", {}),
+        ("its attention is eager", {"attend_in_streams": lambda model: "its attention is eager"}),
+        ("the policy is spread over the ranks", {"is_spread_model": lambda model: True}),
+    ):
+        for name, value in patch.items():
+            monkeypatch.setattr(ppo_engine, name, value)
+        made(parts, rollout_engine="auto")
+        assert said.pop().startswith(f"transformers' generate samples the answers: {why}")
+        with pytest.raises(
+            RecipeError, match=rf"rollout_engine: streams are not possible here: {why}.*leave it at auto"
+        ):
+            made(parts, rollout_engine="streams")
+        made(parts, rollout_engine="generate")
+        assert not said
+
+
+def test_an_attention_that_pads_is_named(parts, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(parts.context.console, "say", said.append)
+    monkeypatch.setattr(ppo_engine, "streaming_head", lambda model: None)
+    model = parts.context.recipe.model.model_copy(update={"attention": "sdpa"})
+    monkeypatch.setattr(parts.context, "recipe", parts.context.recipe.model_copy(update={"model": model}))
+    made(parts, rollout_engine="auto")
+    assert said == ["transformers' generate samples the answers: model.attention is sdpa, which pads rows"]
 
 
 def test_vllm_engines(parts, fake_vllm, lively_folder, monkeypatch):
