@@ -75,6 +75,9 @@ class Pair:
     difference: Interval
     """b minus a."""
     same_reference: bool
+    run_a: str = ""
+    run_b: str = ""
+    """Labels of their runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +222,7 @@ def _pairs(metric: str, paths: Sequence[PathRow]) -> Iterable[Pair]:
         if found is not None:
             yield Pair(
                 metric=metric, a=a.name, b=b.name, kl=found.kl, value_a=found.a, value_b=found.b,
-                difference=found.difference, same_reference=a.reference == b.reference,
+                difference=found.difference, same_reference=a.reference == b.reference, run_a=a.run, run_b=b.run,
             )  # fmt: skip
 
 

@@ -27,6 +27,14 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "differences": [{"key": one.key, **dict(zip(runs, one.values, strict=True))} for one in found.differences],
         "policies": [_policy(found, at) for at in range(len(found.rows))],
         "frontiers": [_frontier(one) for one in found.frontiers],
+        "seeds": [
+            {
+                "policy": one.policy, "metric": one.measure.name, "mean": one.mean, "deviation": one.deviation,
+                "values": dict(zip(one.runs, one.values, strict=True)),
+            }
+            for one in found.spreads
+        ],
+        "noise": dict(found.noise),
         "verdicts": [sentence.text for sentence in found.verdicts],
         "votes": [
             {"a": pair.a, "b": pair.b, "votes": pair.votes, "voters": pair.voters, **pair.figures}

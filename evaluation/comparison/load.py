@@ -106,7 +106,7 @@ def _recipe(text: str) -> Mapping[str, Any]:
 def _sampled(folder: Path) -> list[Sampled]:
     # Evaluations of older versions lack the file; what that means is said where values per prompt are asked for.
     lines = files.read_jsonl(folder / "sampled.jsonl", [], "sampled.jsonl")
-    told = {"prompt_id", "policy", "prompt", "response", "tokens", "eos"}
+    told = {"prompt_id", "policy", "prompt", "response", "tokens", "eos", "ids", "logp"}
     return [
         Sampled(
             prompt_id=files.text(line.get("prompt_id")),

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from evaluation.comparison.costs import total
 from evaluation.comparison.rows import table
+from evaluation.comparison.seeds import Spread
 from evaluation.comparison.view import Comparison
-from evaluation.report.measures import duration, plain
+from evaluation.report.measures import duration, figures, plain
 from evaluation.report.terminal import STYLES, figure, say, tables
 
 
@@ -29,6 +30,10 @@ def print_comparison(found: Comparison, console: Console | None = None) -> None:
     ]
     if columns:
         _print(console, "Policies", ["policy", *(row.name for row in found.rows)], columns)
+    for policy in dict.fromkeys(one.policy for one in found.spreads):
+        own = [one for one in found.spreads if one.policy == policy]
+        names = ["between seeds", "mean", "deviation", "lowest", "highest"]
+        _print(console, f"{policy}, by seed alone", names, [_spread(one) for one in own])
     stages = ["stage", *(cost.stage for cost in found.costs), "all"]
     if found.costs:
         times = [
@@ -51,6 +56,11 @@ def print_comparison(found: Comparison, console: Console | None = None) -> None:
         say(console, "No two methods could be compared at equal KL, so nothing is shown about which of them is better.")
     for note in found.notes:
         say(console, f"- {note}", "dim")
+
+
+def _spread(one: Spread) -> list[str]:
+    values = figures(one.measure, one.mean, one.deviation, min(one.values), max(one.values))
+    return [_head(one.measure.short, one.measure.unit), *values]
 
 
 def _head(short: str, unit: str) -> str:

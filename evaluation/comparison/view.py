@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from evaluation.comparison.evaluation_set import EvaluationSet, require_one_set
 from evaluation.comparison.load import ComparedRun, load_runs
 from evaluation.comparison.recipes import Difference, differences
 from evaluation.comparison.rows import PolicyRow, policy_rows
+from evaluation.comparison.seeds import SeedGroup, Spread, floors, seed_groups, spreads
 from evaluation.comparison.side_by_side import Sample, samples
 from evaluation.comparison.voting import vote_sentence, voted_on
-from evaluation.comparison.words import notes, verdicts
+from evaluation.comparison.words import notes, seed_notes, verdicts
 from evaluation.judging.votes import VotedPair
 from evaluation.report.words import Sentence, state
 
@@ -29,6 +30,12 @@ class Comparison:
     differences: tuple[Difference, ...]
     rows: tuple[PolicyRow, ...]
     frontiers: tuple[Frontier, ...]
+    seeds: tuple[SeedGroup, ...]
+    """Runs that differ by their seed alone."""
+    spreads: tuple[Spread, ...]
+    """What the policies of such runs differ by."""
+    noise: Mapping[str, float]
+    """By measure: what another seed alone changes."""
     verdicts: tuple[Sentence, ...]
     notes: tuple[str, ...]
     """What a reader must know to read the rest rightly."""
@@ -50,14 +57,20 @@ def compare_runs(directories: Sequence[Path], votes: Path | None = None) -> Comp
     found = frontiers(runs)
     rows = policy_rows(runs)
     voted, unknown = voted_on(runs, rows, votes)
+    groups = seed_groups(runs)
+    by_seed = spreads(runs, groups)
+    noise = floors(by_seed)
     return Comparison(
         runs=tuple(runs),
         states=tuple(state(compared.run) for compared in runs),
         differences=tuple(differences(runs)),
         rows=tuple(rows),
         frontiers=tuple(found),
-        verdicts=(*verdicts(found), *map(vote_sentence, voted)),
-        notes=(*notes(runs, rows, found), *unknown),
+        seeds=tuple(groups),
+        spreads=tuple(by_seed),
+        noise=noise,
+        verdicts=(*verdicts(found, groups, noise), *map(vote_sentence, voted)),
+        notes=(*seed_notes(groups, noise), *notes(runs, rows, found), *unknown),
         samples=tuple(samples(runs, rows)),
         costs=tuple(costs(runs)),
         voted=tuple(voted),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from evaluation.comparison.equal_kl import Frontier, Pair
 from evaluation.comparison.load import ComparedRun
 from evaluation.comparison.rows import PolicyRow
+from evaluation.comparison.seeds import SeedGroup, same_recipe
 from evaluation.report.measures import Measure, alike, measure_named, plain
 from evaluation.report.words import Sentence
 
@@ -18,14 +19,28 @@ _VALUES = {
 }
 
 
-def verdicts(found: Sequence[Frontier]) -> list[Sentence]:
-    """One sentence for each pair of paths that was compared at equal KL, those that show something first."""
-    said = [verdict(pair) for one in found for pair in one.pairs]
+def verdicts(
+    found: Sequence[Frontier], groups: Sequence[SeedGroup] = (), noise: Mapping[str, float] | None = None
+) -> list[Sentence]:
+    """One sentence for each pair of paths that was compared at equal KL, those that show something first.
+
+    Args:
+        found: the frontiers.
+        groups: of runs that differ by their seed alone, on whose differences there is nothing to say.
+        noise: by measure what another seed alone changes (`seeds.floors`).
+    """
+    pairs = [pair for one in found for pair in one.pairs if not _by_seed_alone(pair, groups)]
+    said = [verdict(pair, (noise or {}).get(pair.metric)) for pair in pairs]
     return [*(one for one in said if one.tone == "better"), *(one for one in said if one.tone != "better")]
 
 
-def verdict(pair: Pair) -> Sentence:
-    """What one comparison shows, and how sure that is."""
+def _by_seed_alone(pair: Pair, groups: Sequence[SeedGroup]) -> bool:
+    """Whether both are one method of one recipe: methods of two stages differ by more than their seed."""
+    return same_recipe(groups, pair.run_a, pair.run_b) and pair.a.split(" (")[0] == pair.b.split(" (")[0]
+
+
+def verdict(pair: Pair, noise: float | None = None) -> Sentence:
+    """What one comparison shows, and how sure that is; below what another seed changes, nothing."""
     measure = measure_named(pair.metric)
     value, at = _VALUES.get(pair.metric, measure.label), f"{plain(pair.kl)} nats"
     low, high = pair.difference.low, pair.difference.high
@@ -40,8 +55,32 @@ def verdict(pair: Pair) -> Sentence:
     if pair.difference.estimate < 0:
         low, high = -high, -low
     size, least, most = alike(measure, [abs(pair.difference.estimate), low, high])
+    if noise is not None and abs(pair.difference.estimate) <= noise:
+        (chance,) = alike(measure, [noise])
+        text = (
+            f"At equal KL ({at}): {ahead} is ahead of {behind} by {size}{unit} [{least}, {most}]{over} in {value}, but "
+        )
+        return Sentence(
+            text=f"{text}another seed alone changes it by up to {chance}{unit}: nothing shown.", tone="none"
+        )
     text = f"At equal KL ({at}): {ahead} is better than {behind} by {size}{unit} [{least}, {most}]{over} in {value}."
     return Sentence(text=text, tone="better")
+
+
+def seed_notes(groups: Sequence[SeedGroup], noise: Mapping[str, float]) -> Iterable[str]:
+    """What seeds say of chance."""
+    for group in groups:
+        seeds = _listed([str(seed) for seed in group.seeds])
+        yield (
+            f"{_listed(group.runs)} are one recipe with seeds {seeds}: what differs between them is chance, and no "
+            "verdict is given on it."
+        )
+    for metric, size in noise.items():
+        measure = measure_named(metric)
+        if metric in _VALUES:
+            (shown,) = alike(measure, [size])
+            unit = " points" if measure.percent else ""
+            yield f"A difference in {_VALUES[metric]} must exceed {shown}{unit}, which another seed alone can make."
 
 
 def notes(runs: Sequence[ComparedRun], rows: Sequence[PolicyRow], found: Sequence[Frontier]) -> Iterable[str]:

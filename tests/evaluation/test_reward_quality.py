@@ -160,3 +160,26 @@ def test_shift_is_paired():
     found = shift(before, [value + rise for value, rise in zip(before, (0.9, 1.0, 1.1, 1.0), strict=True)])
     assert found["shift"] == pytest.approx(1.0) and found["n"] == 4
     assert 0.7 < found["ci95"][0] < 1.0 < found["ci95"][1] < 1.3
+
+
+@pytest.mark.parametrize("n", [400, 3000])
+def test_calibration_is_what_scikit_learn_finds(n):
+    """Brier score of either orientation, and the bins behind the calibration error, equally full or equally wide."""
+    sklearn = pytest.importorskip("sklearn.calibration")
+    from sklearn.metrics import brier_score_loss
+
+    draw = np.random.default_rng(7)
+    gaps = draw.normal(0.6, 1.5, n)
+    found = calibration(gaps.tolist())
+    turned = draw.random(n) < 0.5
+    stated = 1 / (1 + np.exp(-np.where(turned, -gaps, gaps)))
+    assert found.brier == pytest.approx(brier_score_loss(~turned, stated))
+    right, confidence = gaps > 0, 1 / (1 + np.exp(-np.abs(gaps)))
+    wide = n >= 2000
+    scale = 2 * confidence - 1 if wide else confidence
+    true, said = sklearn.calibration_curve(right, scale, n_bins=10, strategy="uniform" if wide else "quantile")
+    assert [one.accuracy for one in found.reliability] == pytest.approx(true.tolist())
+    assert [one.confidence for one in found.reliability] == pytest.approx(((said + 1) / 2 if wide else said).tolist())
+    sizes = np.array([one.n for one in found.reliability])
+    error = np.abs(true - ((said + 1) / 2 if wide else said))
+    assert found.ece == pytest.approx(float((sizes * error).sum() / n))
