@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, SourceUnreachableError
+from pipeline.slurm.scheduler import is_there
 
 if TYPE_CHECKING:
     from pipeline.recipe.schema import DataSettings
@@ -67,7 +69,7 @@ def _pipeline(options: argparse.Namespace) -> int:
         executor = executors.slurm_executor(
             job, output, tasks, options.workers or -1, partition=options.slurm, time=options.time, memory=options.memory
         )
-        executor.run()
+        _submit(executor, output)
         print(f"submitted {tasks} tasks; once they are done, the same command without --slurm adds up their accounts")
         return 0
     executors.local_executor(job, output, tasks, options.workers or 1).run()
@@ -77,6 +79,27 @@ def _pipeline(options: argparse.Namespace) -> int:
     else:
         _print(account, name, [f"{output}/rows/{source}" for source in sorted({file.source for file in job.files})])
     return 0
+
+
+def _submit(executor: Any, output: Path) -> None:
+    """Hand the array to Slurm; sbatch has said on the terminal what it did not like.
+
+    Raises:
+        SourceUnreachableError: there is no Slurm.
+        RecipeError: it was refused.
+    """
+    if not is_there():
+        raise SourceUnreachableError(
+            "sbatch is not on this machine's PATH; submit from a login node of the cluster, or leave --slurm out to "
+            "clean on this machine"
+        )
+    try:
+        executor.run()
+    except subprocess.CalledProcessError as error:
+        raise RecipeError(
+            f"sbatch refused {output}/log/launch_script.slurm (code {error.returncode}, its words are above); correct "
+            "--slurm PARTITION, --time or --memory, and run the same command again"
+        ) from error
 
 
 def _chosen(name: str | None, data: DataSettings) -> str:

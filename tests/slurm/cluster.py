@@ -49,7 +49,7 @@ SlurmdTimeout=120
 KillWait=20
 MinJobAge=600
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:2 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=4000 Gres=gpu:2 State=UNKNOWN
 SlurmdParameters=config_overrides
 PartitionName=all Nodes={host} Default=YES MaxTime=60 State=UP
 """

@@ -1,15 +1,18 @@
-"""A recipe to submit, and a Slurm that only writes down what it is asked."""
+"""A recipe to submit, a Slurm that only writes down what it is asked, and a real one of one node."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from pipeline import cli
+from tests.slurm.at_cluster import At
+from tests.slurm.cluster import Cluster
 
 RECIPE = """\
 name: tiny
@@ -95,3 +98,26 @@ def trivet(here, capsys):
         return ended.value.code, said.out, said.err
 
     return command
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    if reason := Cluster.missing():
+        pytest.skip(reason)
+    # A short path, as one of the files is a socket.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        found = Cluster(Path(folder))
+        found.start()
+        yield found
+        found.stop()
+
+
+@pytest.fixture
+def at(cluster, tmp_path, monkeypatch):
+    """Commands and waiting, with the cluster's state in what a failure says."""
+    for name, value in {**cluster.environment, "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("TRIVET_EXIT_FILE", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRIVET_CACHE", os.environ["TRIVET_CACHE"])
+    return At(cluster, tmp_path)

@@ -3,94 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.runtime import ROOT
 from pipeline.slurm.record import read_jobs
-from pipeline.status import look
 from pipeline.tracking import read_metrics
-from tests.slurm.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 RECIPE = ROOT / "recipes" / "tiny_dpo.yaml"
 LONGER = ("--set", "stages.sft.epochs=5", "--set", "stages.dpo.epochs=5", "--set", "evaluation.tasks=[rules]")
 SFT_ALONE = "stages={sft: {learning_rate: 1.0e-2, global_batch_size: 8, precision: fp32, save_every: 2, epochs: 5}}"
-SECONDS = 400.0
-"""Patience with a loaded machine; on an idle one nothing takes more than a tenth of it."""
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    if reason := Cluster.missing():
-        pytest.skip(reason)
-    # A short path, as one of the files is a socket.
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        found = Cluster(Path(folder))
-        found.start()
-        yield found
-        found.stop()
-
-
-@pytest.fixture
-def at(cluster, tmp_path, monkeypatch):
-    """Commands and waiting, with the cluster's state in what a failure says."""
-    for name, value in {**cluster.environment, "OMP_NUM_THREADS": "1"}.items():
-        monkeypatch.setenv(name, value)
-    for name in ("TRIVET_EXIT_FILE", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TRIVET_CACHE", os.environ["TRIVET_CACHE"])
-    return At(cluster, tmp_path)
-
-
-class At:
-    """A cluster and a folder to run things in."""
-
-    def __init__(self, cluster: Cluster, folder: Path):
-        self.cluster, self.folder = cluster, folder
-
-    def trivet(self, *arguments: str) -> str:
-        """Run `trivet ARGUMENTS` to its end; what it printed."""
-        command = [sys.executable, "-P", "-c", "from pipeline.cli import main; main()", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=SECONDS
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def wait(self, what: str, run: Path, condition: Callable[[], Any]) -> None:
-        """Poll until it holds; a failure tells everything."""
-        deadline = time.monotonic() + SECONDS
-        while not condition():
-            if time.monotonic() > deadline:
-                logs = "\n".join(f"== {path}\n{path.read_text()[-2000:]}" for path in run.glob("logs/*"))
-                states = self.cluster.ask("squeue", "--states=all") + self.cluster.ask("scontrol", "show", "jobs")
-                raise AssertionError(f"{what} did not come\n{states}\n{logs}\n{self.cluster.logs()}")
-            time.sleep(0.02)
-
-    def shown(self, job: str, field: str) -> str:
-        """A field of `scontrol show job`."""
-        found = re.search(rf"\b{field}=(\S*)", self.cluster.ask("scontrol", "show", "job", job))
-        return found[1] if found else ""
-
-    def finished(self, run: Path) -> bool:
-        """Whether every job of a run has come to a good end; fails at once where one has come to a bad one."""
-        states = {job: state for _, job, state in look(run).jobs}
-        bad = {job: state for job, state in states.items() if state in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")}
-        if bad:
-            logs = "\n".join(f"== {path}\n{path.read_text()[-3000:]}" for path in run.glob("logs/*"))
-            raise AssertionError(f"{bad}\n{logs}\n{self.cluster.logs()}")
-        return set(states.values()) == {"COMPLETED"}
 
 
 def begun(run: Path, kind: str) -> bool:
