@@ -214,7 +214,7 @@ def _commit(fault: Fault, point: str, folder: Path | None) -> None:
             time.sleep(float(fault.argument))
         case "note":
             with open(fault.argument, "a", encoding="utf-8") as stream:
-                stream.write(f"{point}\n")
+                stream.write(f"{point} {os.getpid()}\n")
 
 
 def _is_number(text: str) -> bool:

@@ -129,8 +129,8 @@ class Layout:
             return self._by_segments(query, key, value, window, scale=scale, dropout_p=dropout)
         # Autocast would put them back into bfloat16.
         with torch.autocast(query.device.type, enabled=False):
-            whole = (each.float() for each in (query, key, value))
-            return self._by_segments(*whole, window, scale=scale, dropout_p=dropout).to(query.dtype)
+            found = self._by_segments(query.float(), key.float(), value.float(), window, scale=scale, dropout_p=dropout)
+        return found.to(query.dtype)
 
     def _by_segments(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, **options: Any) -> Tensor:
         count = len(self.segments)
