@@ -13,7 +13,7 @@ from types import TracebackType
 
 from pipeline.recipe.engines import Engine
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.stage_settings import PpoSettings
+from pipeline.recipe.stage_settings import PpoSettings, StageSettings
 
 _EDITS = 3
 _PHASES = {
@@ -100,8 +100,8 @@ def _edits(name: str, recipe: Recipe, engine: Engine, world_size: int) -> Iterat
     if not stage.gradient_checkpointing:
         yield f"{at}.gradient_checkpointing=true"
     # What the launch configured cannot be overruled from here.
-    if not isinstance(stage, PpoSettings) and (engine.kind == "none" or stage.deepspeed != "inherit"):
-        yield from _stronger_engine(at, recipe, engine, world_size)
+    if engine.kind == "none" or stage.deepspeed != "inherit":
+        yield from _stronger_engine(at, recipe, stage, engine, world_size)
     yield from _smaller_base(recipe)
     data = "sft" if stage.kind == "sft" else "preference"
     settings = getattr(recipe.data, data)
@@ -114,13 +114,17 @@ def _smaller(size: int) -> int:
     return max(divisor for divisor in range(1, size) if size % divisor == 0)
 
 
-def _stronger_engine(at: str, recipe: Recipe, engine: Engine, world_size: int) -> Iterator[str]:
+def _stronger_engine(at: str, recipe: Recipe, stage: StageSettings, engine: Engine, world_size: int) -> Iterator[str]:
     quantised = recipe.model.quantization != "none"
+    is_ppo, adapter = isinstance(stage, PpoSettings), recipe.model.adapter
+    if isinstance(stage, PpoSettings) and (stage.stop_kl is not None or (adapter != "none" and adapter.type == "dora")):
+        # Both go without some engines.
+        return
     if world_size > 1 and engine.kind == "none":
         yield f"{at}.deepspeed=zero2"
     if world_size > 1 and engine.zero_stage < 3 and not quantised:
         yield f"{at}.deepspeed=zero3"
-    if not quantised and "offload" not in str(engine.file):
+    if not quantised and not is_ppo and "offload" not in str(engine.file):
         yield f"{at}.deepspeed=zero3_offload_cpu"
 
 

@@ -93,13 +93,19 @@ def resolve_precision(setting: str) -> str:
     return "bf16" if {"avx512_bf16", "amx_bf16"} & flags else "fp32"
 
 
-def autocast(precision: str) -> Any:
-    """Context in which a forward pass computes in the given precision."""
+def autocast(precision: str, *, cache: bool = True) -> Any:
+    """Context in which a forward pass computes in the given precision.
+
+    Args:
+        precision: bf16, fp16 or fp32.
+        cache: keep a trained weight in the shorter type until the context ends, instead of casting it for each use.
+    """
     import torch
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(kind, dtype=dtypes.get(precision, torch.bfloat16), enabled=precision in dtypes)
+    dtype = dtypes.get(precision, torch.bfloat16)
+    return torch.autocast(kind, dtype=dtype, enabled=precision in dtypes, cache_enabled=cache)
 
 
 def seed_everything(seed: int) -> None:
@@ -130,6 +136,17 @@ def gather_lists(mine: list[T]) -> list[T]:
     torch.distributed.all_gather_object(parts, mine)
     longest = max(map(len, parts))
     return [part[index] for index in range(longest) for part in parts if index < len(part)]
+
+
+def equally_many(batches: list[T], filler: T) -> list[T]:
+    """This rank's batches and its last one again, until every rank has as many, as a model spread over them needs.
+
+    Args:
+        batches: of this rank; every rank must make the same call.
+        filler: for a rank without any.
+    """
+    most = max(gather_lists([len(batches)]))
+    return batches + [batches[-1] if batches else filler] * (most - len(batches))
 
 
 def sum_over_ranks(tensor: Any) -> Any:

@@ -127,6 +127,15 @@ def without_dropout(model: Any) -> Any:
     return model
 
 
+def has_dropout(model: Any) -> bool:
+    """Whether chance has a part in a training pass of the model."""
+    for module in model.modules():
+        share = module.p if isinstance(module, torch.nn.Dropout) else getattr(module, "attention_dropout", 0.0)
+        if isinstance(share, float) and share > 0.0:
+            return True
+    return False
+
+
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode within the block; afterwards each module has its own mode back.
@@ -155,9 +164,14 @@ class VocabularyHead:
         """Logits (..., V)."""
         return self._finished(self.linear(hidden))
 
-    def _of_whole(self, hidden: Tensor) -> Tensor:
-        """The same from weights that are whole, without the layer, whose calls all ranks must make equally often."""
-        return self._finished(nn.functional.linear(hidden, self.linear.weight, self.linear.bias))
+    def _of_copies(self) -> Callable[[Tensor], Tensor]:
+        """The same from copies of weights that are whole now and in pieces when the backward pass comes.
+
+        Without the layer, whose calls all ranks must make equally often.
+        """
+        weight = self.linear.weight.detach().clone()
+        bias = None if self.linear.bias is None else self.linear.bias.detach().clone()
+        return lambda hidden: self._finished(nn.functional.linear(hidden, weight, bias))
 
     def _finished(self, logits: Tensor) -> Tensor:
         if self.factor != 1.0:
@@ -190,9 +204,16 @@ class VocabularyHead:
         wants_gradient = entropy and torch.is_grad_enabled() and hidden_BRH.requires_grad
         if weight is None or wants_gradient:
             parameters = [*self.linear.parameters(recurse=False)]
-            head = self._of_whole if any(map(is_spread, parameters)) else self
+            if not any(map(is_spread, parameters)):
+                return chunked_token_logps(hidden_BRH, self, targets_BR, temperature, CHUNK, entropy, mask_BR)
+            if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+                # Trained, so that its gradient must go through the layer: once, however many tokens this rank has.
+                return chunked_token_logps(
+                    hidden_BRH, self, targets_BR, temperature, targets_BR.numel(), entropy, mask_BR
+                )
             with whole(*parameters):
-                return chunked_token_logps(hidden_BRH, head, targets_BR, temperature, CHUNK, entropy, mask_BR)
+                copies = self._of_copies()
+            return chunked_token_logps(hidden_BRH, copies, targets_BR, temperature, CHUNK, entropy, mask_BR)
         with whole(weight):
             return linear_token_scores(
                 hidden_BRH, weight, targets_BR, temperature, CHUNK, factor=self.factor, entropy=entropy, mask_BR=mask_BR
@@ -208,8 +229,12 @@ class VocabularyHead:
         return weight
 
 
-def vocabulary_head(model: Any) -> VocabularyHead:
+def vocabulary_head(model: Any, *, known: bool = False) -> VocabularyHead:
     """The head of a causal model, its scaling and soft cap included.
+
+    Args:
+        model: to take it from.
+        known: that trunk and head make up this model has been seen already.
 
     Raises:
         TrivetError: the model does something else to its logits, so that taking it apart would change them.
@@ -218,7 +243,8 @@ def vocabulary_head(model: Any) -> VocabularyHead:
     config = inner.config.get_text_config()
     factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     head = VocabularyHead(inner.get_output_embeddings(), factor, getattr(config, "final_logit_softcapping", None))
-    _require_same_logits(inner, head)
+    if not known:
+        _require_same_logits(inner, head)
     return head
 
 

@@ -12,7 +12,7 @@ import torch
 from data_prep.chat import ChatFormatter, begins_with_bos
 from data_prep.templates import template_text
 from pipeline.artefact import TokenizerEntry
-from pipeline.durable import sha256_json
+from pipeline.durable import read_json, sha256_json
 from pipeline.errors import RecipeError, SourceUnreachableError, TrivetError
 from pipeline.faults import reach
 from pipeline.models.stream_forward import attend_in_streams
@@ -106,14 +106,27 @@ def load_base(
 
     Raises:
         RecipeError: quantisation was asked for where there is no GPU for it.
+        TrivetError: it is no language model, or more than one.
     """
     from transformers import AutoModelForCausalLM
 
     reach("model.begun")
     options = _options(settings, frozen, precision)
-    with untrusted(weights or folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(weights or folder, **options)
+    try:
+        with untrusted(weights or folder):
+            model: Any = AutoModelForCausalLM.from_pretrained(weights or folder, **options)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise TrivetError(
+            f"model.base: the one in {folder} is of type {_model_type(folder)}, of which transformers has no causal "
+            "language model: it may read images or sound, or be an encoder; name a text model that continues text"
+        ) from error
     return _placed(model, settings, on_host)
+
+
+def _model_type(folder: Path) -> str:
+    return str(read_json(folder / "config.json").get("model_type", "unknown"))
 
 
 def load_classifier(

@@ -7,10 +7,10 @@ happens here alone, and a role that has gone forward with gradients must go back
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,9 +20,12 @@ from pipeline.algorithms.logps import TokenScores
 from pipeline.batches import ResponseBatch, ScoringBatch
 from pipeline.models.forward import VocabularyHead, evaluating, hidden_states
 from pipeline.models.heads import scores_at_end, values_at
+from pipeline.models.role_engine import RoleEngine, SpreadModel
+from pipeline.models.shards import is_spread_model, whole_model
 from pipeline.models.trunk_cache import TrunkCache
 from pipeline.runtime import autocast
 
+T = TypeVar("T")
 POLICY, REFERENCE, VALUE = "policy", "reference", "value"
 
 
@@ -49,6 +52,7 @@ class Roles:
         generator: the policy as something that can `generate`.
         precision: bf16, fp16 or fp32.
         below: what the layers under all adapters give, which every role on one base shares; None where there are none.
+        base: the base that the roles share, where ZeRO-3 has spread it.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Roles:
         generator: Any,
         precision: str,
         below: TrunkCache | None = None,
+        base: SpreadModel | None = None,
     ):
         self._trunks = dict(trunks)
         self._vocabulary = {POLICY: head, REFERENCE: reference_head}
@@ -67,6 +72,10 @@ class Roles:
         self._generator = generator
         self._precision = precision
         self._below = below
+        self._base = base
+        self._engines: dict[str, RoleEngine] = {}
+        self.spread = any(is_spread_model(trunk.module) for trunk in self._trunks.values())
+        """Whether every rank must make equally many calls, as it holds a share of the weights."""
         self._active: str | None = None
         self._forward: str | None = None
 
@@ -81,30 +90,59 @@ class Roles:
         head = self._heads.get(role)
         return (*self._trunks[role].trainable, *(head.parameters() if head is not None else ()))
 
+    def train_through(self, role: str, engine: RoleEngine) -> None:
+        """Send a role's passes through the engine that trains it."""
+        self._engines[role] = engine
+        self.spread = self.spread or is_spread_model(self._trunks[role].module)
+
+    def engine(self, role: str) -> RoleEngine | None:
+        """What trains a role, where that is not an optimiser over whole parameters."""
+        return self._engines.get(role)
+
+    def module(self, role: str) -> tuple[Any, ...]:
+        """A role's modules as an engine spreads them: the whole policy, or a trunk with its head."""
+        if role == POLICY:
+            return (self._generator,)
+        head = self._heads.get(role)
+        return (self._trunks[role].module, *([head] if head is not None else []))
+
     def logps(self, role: str, batch: ResponseBatch, temperature: float, *, entropy: bool = False) -> TokenScores:
         """log pi(y_r | x, y_<r) of the tempered policy or reference at every response token (B, R), 0 on padding."""
-        states = batch.before_responses(self._hidden(role, batch))
-        with autocast(self._precision):
-            return self._vocabulary[role].scores(
-                states,
-                batch.response_ids_BR.to(states.device),
-                temperature=temperature,
-                entropy=entropy,
-                mask_BR=batch.response_mask_BR.to(states.device),
-            )
+
+        def work() -> TokenScores:
+            states = batch.before_responses(self._hidden(role, batch))
+            with self._autocast():
+                return self._vocabulary[role].scores(
+                    states,
+                    batch.response_ids_BR.to(states.device),
+                    temperature=temperature,
+                    entropy=entropy,
+                    mask_BR=batch.response_mask_BR.to(states.device),
+                )
+
+        return self._through(role, work)
 
     def demonstration_logps(self, batch: ScoringBatch) -> Tensor:
         """log pi of every response token of demonstrations (B, T - 1), 0 elsewhere, at temperature 1."""
-        states = self._hidden(POLICY, batch)[:, :-1]
-        with autocast(self._precision):
-            found = self._vocabulary[POLICY].scores(
-                states, batch.ids_BT[:, 1:].to(states.device), mask_BR=batch.response_mask_BT[:, 1:].to(states.device)
-            )
-        return found.logps_BR
+
+        def work() -> Tensor:
+            states = self._hidden(POLICY, batch)[:, :-1]
+            targets, mask = (each[:, 1:].to(states.device) for each in (batch.ids_BT, batch.response_mask_BT))
+            with self._autocast():
+                return self._vocabulary[POLICY].scores(states, targets, mask_BR=mask).logps_BR
+
+        return self._through(POLICY, work)
+
+    @torch.no_grad()
+    def response_logps(self, batch: ScoringBatch) -> Tensor:
+        """log pi of each row's response (B,), of the policy at temperature 1."""
+        return self.demonstration_logps(batch).sum(-1)
 
     def values(self, batch: ResponseBatch) -> Tensor:
         """V(x, y_<r) before every response token (B, R), in float32."""
-        return values_at(batch.before_responses(self._hidden(VALUE, batch)), self._heads[VALUE])
+        return self._through(
+            VALUE, lambda: values_at(batch.before_responses(self._hidden(VALUE, batch)), self._heads[VALUE])
+        )
 
     def scores(self, role: str, batch: ResponseBatch) -> Tensor:
         """A reward role's raw score of each prompt with its response (B,), read at the response's last token."""
@@ -116,23 +154,43 @@ class Roles:
         if self._below is not None:
             self._below.forget()
 
-    def backward(self, loss: Tensor) -> None:
-        """Go backward through the role that went forward last."""
-        torch.autograd.backward(loss)
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Go backward through the role that went forward last.
+
+        Args:
+            loss: to go backward from.
+            last: whether it is the last one before a step, which some engines must know.
+        """
+        engine = self._engines.get(self._forward or "")
+        if engine is None:
+            torch.autograd.backward(loss)
+        else:
+            engine.backward(loss, last=last)
+        if self._base is not None:
+            self._base.after_backward()
         self._forward = None
 
     @contextmanager
     def sampling(self) -> Iterator[Any]:
-        """The policy as a model that generates, for the length of the block."""
+        """The policy as a model that generates, whole on every rank, for the length of the block."""
         self._switch(POLICY)
-        with evaluating(self._generator):
+        with whole_model(self._generator), evaluating(self._generator):
             yield self._generator
+
+    def _through(self, role: str, work: Callable[[], T]) -> T:
+        engine = self._engines.get(role)
+        # Only spread weights need an engine where nothing is learnt.
+        return engine.forward(work) if engine is not None and (self.spread or torch.is_grad_enabled()) else work()
+
+    def _autocast(self) -> Any:
+        # A spread weight is not kept in the shorter type until the pass is over: all of them together are the model.
+        return autocast(self._precision, cache=not self.spread)
 
     def _hidden(self, role: str, batch: ResponseBatch | ScoringBatch) -> Tensor:
         self._switch(role)
         trunk = self._trunks[role]
         below = None if self._below is None else self._below.below
-        with autocast(self._precision):
+        with self._autocast():
             hidden = hidden_states(
                 trunk.module, batch.ids_BT, batch.mask_BT, batch.positions_BT, below, in_float32=True
             )

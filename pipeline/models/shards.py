@@ -7,7 +7,8 @@ many of them, in the same order. Layer 2; DeepSpeed is imported only where a par
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +47,63 @@ def whole(*parameters: Tensor) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def whole_model(model: nn.Module) -> Iterator[None]:
+    """Every rank holds the whole model within the block, and may call it as often as it likes.
+
+    For generation, where ranks' answers differ in length: gathered once, not layer by layer for every token. It costs
+    the memory of all weights, in the type that they are kept in, on each rank, and not at the time of a backward pass.
+    Nothing happens to a model that is whole.
+
+    Args:
+        model: every rank enters with its own; no gradient is taken within the block.
+    """
+    spread = [parameter for parameter in model.parameters() if is_spread(parameter)]
+    if not spread:
+        yield
+        return
+    with whole(*spread), _without_hooks(model):
+        yield
+
+
+@contextmanager
+def _without_hooks(model: nn.Module) -> Iterator[None]:
+    """Take off what would give weights back after each layer, and have all ranks agree on the order of the calls."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks")
+    kept = [(module, name, getattr(module, name)) for module in model.modules() for name in hooks]
+    try:
+        for module, name, _ in kept:
+            setattr(module, name, OrderedDict())
+        yield
+    finally:
+        for module, name, own in kept:
+            setattr(module, name, own)
+
+
+def whole_copies(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of parameters on the CPU; of spread ones on the first rank alone, empty tensors elsewhere."""
+    found = []
+    for parameter in parameters:
+        with whole(parameter):
+            here = not is_spread(parameter) or torch.distributed.get_rank() == 0
+            found.append(parameter.detach().cpu().clone() if here else torch.empty(0))
+    return found
+
+
+@torch.no_grad()
+def fill(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Put values into parameters, in place; into spread ones the first rank's."""
+    for parameter, value in zip(parameters, values, strict=True):
+        if not is_spread(parameter):
+            parameter.copy_(value)
+            continue
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter], modifier_rank=0):
+            if torch.distributed.get_rank() == 0:
+                parameter.copy_(value)
+
+
 def scoring_mode(model: nn.Module) -> Any:
     """Context without gradients: inference mode where it may be.
 
@@ -73,6 +131,9 @@ def spread_over_ranks(model: nn.Module, zero: Mapping[str, Any], dtype: torch.dt
     # The batch size has no part in this, but without one the configuration is refused.
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": dict(zero)}
     Init(module=model, config_dict_or_path=config, remote_device=None if where == "none" else where, dtype=dtype)
+    for buffer in model.buffers():
+        # Parameters are brought to the device one by one; nobody brings what lies beside them.
+        buffer.data = buffer.data.to(next(model.parameters()).device)
 
 
 def whole_state(model: nn.Module, *, trained_only: bool) -> dict[str, Tensor] | None:
@@ -82,7 +143,8 @@ def whole_state(model: nn.Module, *, trained_only: bool) -> dict[str, Tensor] | 
         model: every rank calls with its own; all get a dictionary, only the first rank's is filled.
         trained_only: leave out parameters that are frozen.
     """
-    if not is_spread_model(model):
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad or not trained_only]
+    if not any(map(is_spread, wanted)):
         return None
     first = torch.distributed.get_rank() == 0
     found: dict[str, Tensor] = {}

@@ -251,9 +251,6 @@ def _start(recipe: Recipe, name: str) -> Iterator[Problem]:
 
 def _deepspeed(stage: StageSettings, at: KeyPath) -> Iterator[Problem]:
     known = stage.deepspeed in ("inherit", "none") or ds_config_file(stage.deepspeed) is not None
-    if known and isinstance(stage, PpoSettings) and stage.deepspeed not in ("inherit", "none"):
-        text = f"a ppo stage exchanges its own gradients, without an engine: write none, found '{stage.deepspeed}'"
-        yield Problem((*at, "deepspeed"), text)
     if known:
         return
     names = ["inherit", "none", *sorted(path.stem for path in DS_CONFIGS.glob("*.json"))]

@@ -38,6 +38,11 @@ class Engine:
         """Whether no rank holds the whole model."""
         return self.zero_stage == 3
 
+    @property
+    def path_name(self) -> str:
+        """Name of its file, where there is one."""
+        return "" if self.file is None else self.file.stem
+
     def __str__(self) -> str:
         if self.kind == "deepspeed":
             return f"DeepSpeed ZeRO-{self.zero_stage}"
@@ -45,6 +50,11 @@ class Engine:
 
 
 NO_ENGINE = Engine("none")
+WITHOUT_OFFLOADING = (
+    "which a ppo stage has not been taught; use zero3, and rollout_engine: vllm_server where the policy does not fit "
+    "on a GPU"
+)
+"""End of a refusal."""
 
 
 def stage_engine(deepspeed: str, environment: Mapping[str, str]) -> Engine:
@@ -101,12 +111,7 @@ def _problems(recipe: Recipe, name: str, stage: StageSettings, environment: Mapp
         return
     if asked.kind == "none":
         return
-    if isinstance(stage, PpoSettings):
-        yield (
-            f"the launch configures {_described(asked)}, which a ppo stage would ignore, as it exchanges its own "
-            f"gradients; add --set stages.{name}.deepspeed=none"
-        )
-    elif asked.kind == "fsdp":
+    if asked.kind == "fsdp":
         yield (
             "the launch configures FSDP, whose shards Trivet does not score and save yet, and which accelerate leaves "
             "away without a word where there is no GPU; launch with ds_configs/accelerate/zero3.yaml, which spreads "
@@ -123,11 +128,29 @@ def _against_deepspeed(recipe: Recipe, name: str, stage: StageSettings, asked: E
             "blocks with scales of their own, which DeepSpeed does not see; use zero2, which keeps the base whole on "
             "every GPU, or set model.quantization: none"
         )
+    if isinstance(stage, PpoSettings):
+        yield from _against_ppo(recipe, name, stage, asked)
     if isinstance(stage, RewardSettings) and stage.ensemble > 1:
         yield (
             f"{asked} serves one model per process, and ensemble: {stage.ensemble} trains several; write "
             f"`stages.{name}.ensemble: 1` or `deepspeed: none`"
         )
+
+
+def _against_ppo(recipe: Recipe, name: str, stage: PpoSettings, asked: Engine) -> Iterator[str]:
+    adapter = recipe.model.adapter
+    if adapter != "none" and adapter.type == "dora" and asked.spreads_parameters:
+        yield (
+            f"DoRA takes norms of the base's weights in every pass, and under {asked} no rank has them; use zero2, or "
+            "model.adapter.type: lora"
+        )
+    if stage.stop_kl is not None and (adapter == "none" or not asked.spreads_parameters):
+        yield (
+            f"{asked} holds gradients that stop_kl would have to take back, for which it has no call; write "
+            f"`stages.{name}.stop_kl: null` or `deepspeed: none`"
+        )
+    if "offload" in asked.path_name:
+        yield f"{asked.path_name} offloads, {WITHOUT_OFFLOADING}"
 
 
 def _described(engine: Engine) -> str:

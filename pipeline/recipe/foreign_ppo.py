@@ -77,7 +77,9 @@ _WHOLE = (
     "sampling is from the whole distribution, the one whose log-probabilities are trained (temperature may change it)"
 )
 _DIVIDED = "write `minibatches`: into how many optimiser steps a rollout is divided"
-_NO_ENGINE = "a ppo stage exchanges its own gradients, without DeepSpeed"
+_ENGINE = (
+    "write `deepspeed: zero2` or `zero3` in the stage; zero3 gathers the policy once per rollout to sample from it"
+)
 _MEASURED = "held-out prompts are answered at the start, every `eval_every` rollouts and at the end"
 _FUNCTION = "write it as a function of your own: `rewards: [{from: function}]` and --reward FILE:FUNCTION"
 
@@ -109,7 +111,7 @@ PPO_DECIDED = {
     "stop_token_id": "an answer ends where the chat template ends a turn",
     "model_adapter_name": "the pipeline names its adapters",
     "ref_adapter_name": "the reference is a frozen copy of what the policy starts from",
-    "ds3_gather_for_generation": _NO_ENGINE,
+    "ds3_gather_for_generation": _ENGINE,
     "trainer_args": "PPO's loop is the pipeline's own: all it takes are the keys of this block",
     "dataset_num_proc": "prompts are formatted and tokenised before the stage sees them",
     "optimize_device_cache": "memory between phases is the pipeline's to free",
@@ -134,7 +136,7 @@ PPO_DECIDED = {
     "remote_rm_url": _FUNCTION,
     "enable_ema": "weights are not averaged; `select` hands on the policy that was best on held-out prompts",
     "ema_beta": "weights are not averaged; `select` hands on the policy that was best on held-out prompts",
-    "zero_stage": _NO_ENGINE,
+    "zero_stage": _ENGINE,
     "top_k": _WHOLE,
     "top_p": _WHOLE,
     "min_p": _WHOLE,

@@ -21,7 +21,7 @@ from pipeline.algorithms.ppo import importance_weights
 from pipeline.batches import ResponseBatch, by_length, response_batch
 from pipeline.models.roles import POLICY, REFERENCE, Roles
 from pipeline.rollouts.rewards import Episode
-from pipeline.runtime import Ranks, gather_lists
+from pipeline.runtime import Ranks, equally_many, gather_lists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +151,8 @@ def sequence_divergences(
     mine = list(range(ranks.rank, len(episodes), ranks.world_size))
     lengths = [len(episodes[i].prompt_ids) + len(episodes[i].answer.ids) for i in mine]
     picked = [[mine[index] for index in rows] for rows in by_length(lengths, batch_size)]
+    if roles.spread:
+        picked = equally_many(picked, [0])
     batches = [_batch([episodes[i] for i in rows], pad_id) for rows in picked]
     policy, reference = (
         [roles.logps(role, batch, temperature).logps_BR for batch in batches] for role in (POLICY, REFERENCE)

@@ -24,7 +24,7 @@ from pipeline.models.reward_model import RewardSpec, combine, normalise
 from pipeline.models.roles import Roles
 from pipeline.reward_function import RewardFunction
 from pipeline.rollouts.answers import Answer
-from pipeline.runtime import Ranks, from_first_rank, gather_lists
+from pipeline.runtime import Ranks, equally_many, from_first_rank, gather_lists
 
 
 class Episode(NamedTuple):
@@ -117,6 +117,8 @@ class StageReward:
         # Member by member, so that adapters are switched once each.
         lengths = [len(episodes[i].prompt_ids) + len(episodes[i].answer.ids) for i in mine]
         batches = [[mine[index] for index in batch] for batch in by_length(lengths, self.batch_size)]
+        if self.roles.spread:
+            batches = equally_many(batches, [0])
         picked = [[episodes[i] for i in batch] for batch in batches]
         columns = [[self._batch_scores(role, batch) for batch in picked] for role in self.members]
         for number, batch in enumerate(batches):

@@ -70,8 +70,17 @@ def _trains_its_output(model: Any) -> bool:
 
 def _model_against(models: list[Any]) -> str | None:
     for model in models:
-        if getattr(causal_model(model).config, "output_router_logits", False):
+        if _balances_experts(causal_model(model)):
             return "the model's router has a loss of its own"
         if why := attend_in_streams(model) or take_streams(model):
             return why
     return None
+
+
+def _balances_experts(inner: Any) -> bool:
+    """Whether TRL adds a load-balancing loss of the router, as it does by default to language models with experts."""
+    config = inner.config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        return True
+    is_causal = getattr(inner, "score", None) is None
+    return is_causal and hasattr(config, "output_router_logits") and getattr(config, "router_aux_loss_coef", 0.0) != 0.0

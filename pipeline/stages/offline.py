@@ -22,6 +22,7 @@ from pipeline.context import StageContext
 from pipeline.errors import PreemptedError, RecipeError, TrivetError
 from pipeline.faults import reach, spoil
 from pipeline.models.adapters import require_sound
+from pipeline.models.forward import has_dropout
 from pipeline.recipe import accumulation_steps, ds_config_file
 from pipeline.recipe.engines import stage_engine
 from pipeline.recipe.stage_settings import OfflineSettings
@@ -233,7 +234,7 @@ def fit(trainer: Trainer, context: StageContext, before: Before) -> None:
     trainer.remove_callback(PrinterCallback)
     if isinstance(trainer, CommittedTrainer):
         trainer.made_by = spreading.made_by(context)
-    resume_from = _checkpoint_to_resume(context)
+    resume_from = _checkpoint_to_resume(context, on_any_ranks=not has_dropout(trainer.model))
     spreading.take_engine(trainer, context)
     # Evaluation before training draws from the same generators, but only in runs that were not interrupted after it.
     seed_everything(context.recipe.seed)
@@ -251,10 +252,10 @@ def fit(trainer: Trainer, context: StageContext, before: Before) -> None:
         )
 
 
-def _checkpoint_to_resume(context: StageContext) -> Path | None:
+def _checkpoint_to_resume(context: StageContext, *, on_any_ranks: bool) -> Path | None:
     found, passed_over = checkpoint.newest_complete(context.checkpoints)
     if found is not None:
-        spreading.require_resumable(found, context)
+        spreading.require_resumable(found, context, on_any_ranks=on_any_ranks)
     if context.ranks.is_first:
         for broken in passed_over:
             context.console.say(f"{broken.name} was not complete when the run ended; it is left out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,14 @@ class Policy:
     """`adapter` or `model`."""
 
 
-def load_policy(context: StageContext, parent: Artefact | None, *, precision: str, dropout: bool) -> Policy:
+def load_policy(
+    context: StageContext,
+    parent: Artefact | None,
+    *,
+    precision: str,
+    dropout: bool,
+    prepare: Callable[[Any], None] | None = None,
+) -> Policy:
     """The policy a stage starts from: the parent's, or the base with a fresh adapter.
 
     Args:
@@ -35,6 +43,7 @@ def load_policy(context: StageContext, parent: Artefact | None, *, precision: st
         parent: the artefact to continue, or None for the base model.
         precision: of the forward pass.
         dropout: whether a fresh adapter trains with its dropout.
+        prepare: what is done to the base before an adapter is put on it.
 
     Raises:
         TrivetError: the parent belongs to another base, tokenizer or chat template, or is stored in another form.
@@ -58,6 +67,8 @@ def load_policy(context: StageContext, parent: Artefact | None, *, precision: st
         )
         return Policy(model, tokenizer, description, form)
     base = load_base(context.base_folder, settings, frozen=True, precision=precision, on_host=on_host)
+    if prepare is not None:
+        prepare(base)
     if parent is None:
         model = adapters.attach_new(base, settings.adapter, dropout=dropout)
     else:

@@ -39,8 +39,10 @@ from pipeline.stages.ppo_setup import (
     make_prompts,
     require_gate,
 )
-from pipeline.stages.ppo_state import Keeper, Progress
+from pipeline.stages.ppo_spreading import Spreader
+from pipeline.stages.ppo_state import Keeper, Progress, require_same_launch
 from pipeline.stages.ppo_update import Learner
+from pipeline.stages.round_trip import require_same_policy
 
 SAMPLES = "rollouts.jsonl"
 """In the artefact: some answers of every logged rollout, with score and divergence."""
@@ -56,7 +58,8 @@ def run(context: StageContext) -> StageResult:
     settings = cast(PpoSettings, context.recipe.stages[context.stage])
     require_gate(context, settings)
     precision = resolve_precision(settings.precision)
-    policy, roles = make_roles(context, settings, precision)
+    spreader = Spreader(context, settings)
+    policy, roles = make_roles(context, settings, precision, spreader)
     formatter = ChatFormatter(policy.tokenizer)
     room = getattr(policy.model.config, "max_position_embeddings", None)
     prompts = make_prompts(context, settings, formatter, seen_prompts(context.parents), room)
@@ -65,11 +68,14 @@ def run(context: StageContext) -> StageResult:
     total = settings.episodes // settings.rollout_batch_size
     draw = demonstrations_to_mix(context.recipe, settings, formatter, context.ranks)
     learner = Learner(roles, settings, total, context.ranks, draw, bench.pad_id)
-    keeper = Keeper(context.checkpoints, roles, learner, context.ranks.is_first)
+    spreader.train(roles, learner)
+    keeper = Keeper(context, roles, learner)
     loop = _Loop(bench, learner, keeper, Examiner(bench, prompts.held_out))
     progress = loop.run(prompts.train, total)
     keeper.restore_selected()
     save_policy(policy, context)
+    rows = [ids for _, ids in prompts.train]
+    require_same_policy(policy.model, context.folder / policy.form, rows, context, roles.response_logps)
     if context.ranks.is_first:
         write_dropped(context.folder, prompts.dropped)
         trained = prompt_hashes([prompt for prompt, _ in prompts.train])
@@ -148,6 +154,8 @@ class _Loop:
     def _resume(self) -> Progress:
         context = self._context
         found, passed_over = checkpoint.newest_complete(context.checkpoints)
+        if found is not None:
+            require_same_launch(found, context)
         progress = Progress(kl_coef=self._settings.kl_coef) if found is None else self._keeper.load(found)
         if context.ranks.is_first:
             for broken in passed_over:

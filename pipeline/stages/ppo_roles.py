@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +10,17 @@ import torch
 from torch.nn import Linear, Parameter
 
 from pipeline.artefact import Artefact
-from pipeline.context import StageContext
+from pipeline.context import StageContext, engine_of
 from pipeline.errors import RecipeError
 from pipeline.models import adapters
 from pipeline.models.forward import trunk_of, vocabulary_head, without_dropout
-from pipeline.models.load import load_base
+from pipeline.models.load import device, load_base
 from pipeline.models.reward_model import RewardSpec, head_of, member_folders, read_spec
 from pipeline.models.roles import POLICY, REFERENCE, VALUE, Roles, Trunk
 from pipeline.recipe.lineage import reward_role, reward_sources
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.stages.policy import Policy, load_policy, load_reference
+from pipeline.stages.ppo_spreading import Spreader
 from pipeline.stages.shared_trunk import trunk_cache
 
 
@@ -48,32 +48,42 @@ def reward_models(context: StageContext) -> list[RewardModel]:
     return found
 
 
-def make_roles(context: StageContext, settings: PpoSettings, precision: str) -> tuple[Policy, Roles]:
+def make_roles(
+    context: StageContext, settings: PpoSettings, precision: str, spreader: Spreader | None = None
+) -> tuple[Policy, Roles]:
     """Load the policy and every other role.
+
+    Args:
+        context: of the stage.
+        settings: of the stage.
+        precision: of the forward passes.
+        spreader: spreads what nothing trains, where the stage's engine does.
 
     Raises:
         TrivetError: parents of another base, tokenizer, template or form; a reward model without its head.
-        RecipeError: fp16, or a launch with DeepSpeed.
+        RecipeError: fp16, or an engine that cannot do what the stage asks.
     """
-    if settings.deepspeed == "inherit" and os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        raise RecipeError(
-            f"stages.{context.stage}: the launch configures DeepSpeed, which PPO would ignore, as it exchanges its own "
-            f"gradients; add --set stages.{context.stage}.deepspeed=none"
-        )
     if precision == "fp16":
         raise RecipeError(f"stages.{context.stage}.precision: PPO computes in bf16 or fp32; choose one of them")
+    spreader = spreader or Spreader(context, settings)
     parent = context.parents.get("policy")
-    policy = load_policy(context, parent, precision=precision, dropout=False)
+    policy = load_policy(context, parent, precision=precision, dropout=False, prepare=spreader.spread_base)
     models = reward_models(context)
     if policy.form == "adapter":
         trunks, heads = _on_one_base(policy.model, parent, models, settings)
         reference: Any = policy.model
     else:
         trunks, heads, reference = _separate(context, policy.model, parent, models, settings, precision)
-    _prepare(policy.model, trunks, heads, settings)
+    _prepare(trunks, heads, policy.model, settings)
     below = trunk_cache(context, policy.model)
-    head, reference_head = vocabulary_head(policy.model), vocabulary_head(reference)
-    return policy, Roles(trunks, head, reference_head, heads, policy.model, precision, below)
+    spreader.require_plain_output(policy.model)
+    known = spreader.base is not None
+    head, reference_head = (vocabulary_head(model, known=known) for model in (policy.model, reference))
+    if policy.form == "model":
+        for role, trunk in trunks.items():
+            if role not in (POLICY, VALUE):
+                spreader.spread_frozen(reference if role == REFERENCE else trunk.module, trunk.module)
+    return policy, Roles(trunks, head, reference_head, heads, policy.model, precision, below, spreader.base)
 
 
 def _on_one_base(
@@ -122,7 +132,12 @@ def _separate(
 
     def load(weights: Any, *, frozen: bool) -> Any:
         loaded = load_base(
-            context.base_folder, context.recipe.model, frozen=frozen, precision=precision, weights=weights
+            context.base_folder,
+            context.recipe.model,
+            frozen=frozen,
+            precision=precision,
+            weights=weights,
+            on_host=engine_of(context).spreads_parameters,
         )
         return trunk_of(loaded)
 
@@ -144,11 +159,10 @@ def _separate(
     return trunks, heads, reference
 
 
-def _prepare(model: Any, trunks: dict[str, Trunk], heads: dict[str, Linear], settings: PpoSettings) -> None:
-    """No dropout anywhere, heads where the trunks are, and activations recomputed where asked."""
-    device = next(model.parameters()).device
+def _prepare(trunks: dict[str, Trunk], heads: dict[str, Linear], model: Any, settings: PpoSettings) -> None:
+    """No dropout anywhere, heads where the trunks compute, and activations recomputed where asked."""
     for role, head in heads.items():
-        head.to(device).requires_grad_(role == VALUE)
+        head.to(device()).requires_grad_(role == VALUE)
     for module in {id(each): each for each in (model, *(trunk.module for trunk in trunks.values()))}.values():
         without_dropout(module).eval()
     if settings.gradient_checkpointing:

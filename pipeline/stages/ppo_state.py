@@ -16,12 +16,16 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from pipeline import checkpoint
+from pipeline.context import StageContext, engine_of
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.faults import reach
 from pipeline.models.roles import POLICY, VALUE, Roles
+from pipeline.models.shards import fill, whole_copies
+from pipeline.recipe.engines import NO_ENGINE
 from pipeline.runtime import barrier
 from pipeline.stages.ppo_selection import Measurement
 from pipeline.stages.ppo_update import Learner
+from pipeline.stages.spreading import made_by, require_resumable
 
 _STATE, _OPTIMISERS, _SELECTED = "state.json", "optimisers.pt", "selected.safetensors"
 
@@ -52,22 +56,22 @@ class Keeper:
     """Writes and reads a run's checkpoints.
 
     Args:
-        folder: where they lie.
+        context: of the stage.
         roles: whose trained parameters are kept.
         learner: whose optimisers are kept.
-        is_first: whether this rank writes.
     """
 
-    def __init__(self, folder: Path, roles: Roles, learner: Learner, is_first: bool):
-        self._folder = folder
+    def __init__(self, context: StageContext, roles: Roles, learner: Learner):
+        self._context = context
+        self._folder = context.checkpoints
         self._roles = roles
         self._learner = learner
-        self._is_first = is_first
+        self._is_first = context.ranks.is_first
         self._selected: dict[str, Tensor] = {}
 
     def select(self) -> None:
         """Remember the policy as it is now as the one to hand on."""
-        self._selected = {name: tensor.clone() for name, tensor in _tensors(self._roles.trainable(POLICY)).items()}
+        self._selected = _tensors(self._roles.trainable(POLICY))
 
     def restore_selected(self) -> None:
         """Put the policy that was selected back into the model; without one the last stays."""
@@ -77,11 +81,13 @@ class Keeper:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint and drop the one before it, once this one is complete."""
         saved = self._folder / f"checkpoint-{progress.rollouts}"
-        if self._is_first:
-            with checkpoint.being_written(saved):
+        with checkpoint.being_written(saved):
+            if self._is_first:
                 saved.mkdir(parents=True, exist_ok=True)
-                for role in (POLICY, VALUE):
-                    save_file(_tensors(self._roles.trainable(role)), saved / f"{role}.safetensors")
+            barrier()
+            for role in (POLICY, VALUE):
+                self._save_role(role, saved)
+            if self._is_first:
                 if self._selected:
                     save_file(self._selected, saved / _SELECTED)
                 reach("checkpoint.torn", saved)
@@ -89,19 +95,29 @@ class Keeper:
                 write_json_atomically(saved / _STATE, asdict(progress))
         barrier()
         if self._is_first:
-            checkpoint.commit(saved)
+            checkpoint.commit(saved, made_by(self._context))
             checkpoint.keep_only(self._folder, saved)
         barrier()
 
+    def _save_role(self, role: str, saved: Path) -> None:
+        engine = self._roles.engine(role)
+        if engine is not None:
+            engine.save(saved / role)
+        elif self._is_first:
+            save_file(_tensors(self._roles.trainable(role)), saved / f"{role}.safetensors")
+
     def load(self, found: Path) -> Progress:
         """Take over everything from a complete checkpoint."""
-        for role in (POLICY, VALUE):
-            _fill(self._roles.trainable(role), load_file(found / f"{role}.safetensors"))
-        self._selected = load_file(found / _SELECTED) if (found / _SELECTED).is_file() else {}
         with checkpoint.being_read(found):
             state = torch.load(found / _OPTIMISERS, map_location="cpu", weights_only=True)
-        for role, optimiser in self._learner.optimisers.items():
-            optimiser.load_state_dict(state[role])
+        for role in (POLICY, VALUE):
+            engine = self._roles.engine(role)
+            if engine is not None:
+                engine.load(found / role)
+                continue
+            _fill(self._roles.trainable(role), load_file(found / f"{role}.safetensors"))
+            self._learner.optimisers[role].load_state_dict(state[role])
+        self._selected = load_file(found / _SELECTED) if (found / _SELECTED).is_file() else {}
         self._learner.steps = state["steps"]
         values = read_json(found / _STATE)
         for name in ("before", "selected"):
@@ -109,15 +125,26 @@ class Keeper:
         return Progress(**values)
 
     def _optimisers(self) -> dict[str, Any]:
-        states = {role: optimiser.state_dict() for role, optimiser in self._learner.optimisers.items()}
-        return {"steps": self._learner.steps, **states}
+        whole = {role: each for role, each in self._learner.optimisers.items() if self._roles.engine(role) is None}
+        return {"steps": self._learner.steps, **{role: each.state_dict() for role, each in whole.items()}}
+
+
+def require_same_launch(found: Path, context: StageContext) -> None:
+    """Refuse a checkpoint of another engine, or of another number of ranks where each keeps a share.
+
+    Where nothing is shared out, what is learnt is the same on any number of them.
+
+    Raises:
+        TrivetError: naming both sides and what to do.
+    """
+    shared_out = engine_of(context).kind == "deepspeed"
+    if shared_out or checkpoint.made_by(found).get("engine", str(NO_ENGINE)) != str(NO_ENGINE):
+        require_resumable(found, context)
 
 
 def _tensors(parameters: Sequence[Parameter]) -> dict[str, Tensor]:
-    return {f"{index:05d}": parameter.detach().cpu().contiguous() for index, parameter in enumerate(parameters)}
+    return {f"{index:05d}": value.contiguous() for index, value in enumerate(whole_copies(parameters))}
 
 
-@torch.no_grad()
 def _fill(parameters: Sequence[Parameter], tensors: dict[str, Tensor]) -> None:
-    for index, parameter in enumerate(parameters):
-        parameter.copy_(tensors[f"{index:05d}"])
+    fill(parameters, [tensors[f"{index:05d}"] for index in range(len(parameters))])

@@ -1,7 +1,7 @@
 """PPO's learning from one rollout: passes over its minibatches, one optimiser step of policy and value each.
 
 A step divides by the token count of all ranks and micro-batches, known before its first backward pass, so that it is
-the same however its rows are spread; gradients are summed over ranks by hand, as only small adapters have any.
+the same however its rows are spread. Gradients are summed over ranks here, or by the engine that trains a role.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ class Learner:
         reach("step.begun")
         settings = self._settings
         rows = _over_ranks([float(len(micro.rows)) for micro in minibatch])
+        demonstrations = [] if self._draw is None else self._demonstrations(self._draw(self.steps))
         seen = []
-        for micro in minibatch:
+        for number, micro in enumerate(minibatch, start=1):
             found = self._roles.logps(POLICY, micro.batch, settings.temperature, entropy=settings.entropy_coef > 0)
             loss, diagnostics = policy_loss(
                 found.logps_BR,
@@ -154,11 +155,11 @@ class Learner:
             total = loss = spoil("ppo.loss", loss)
             if found.entropies_BR is not None and settings.entropy_coef > 0:
                 total = loss - settings.entropy_coef * masked_mean(found.entropies_BR, micro.mask_BR, tokens)
-            self._roles.backward(total)
+            self._roles.backward(total, last=number == len(minibatch) and not demonstrations)
             # The loss is this micro-batch's part of the step's; all else is a mean over its tokens.
             seen.append({"loss": loss.item(), **{k: float(v) for k, v in diagnostics._asdict().items()}})
         if self._draw is not None:
-            report.add("policy/ptx_loss", self._demonstrations(self._draw(self.steps)))
+            report.add("policy/ptx_loss", self._learn_demonstrations(demonstrations))
         everywhere = gather_lists(seen)
         if settings.stop_kl is not None and _token_mean(everywhere, "approx_kl_k3") > settings.stop_kl:
             self.optimisers[POLICY].zero_grad(set_to_none=True)
@@ -175,35 +176,50 @@ class Learner:
 
     def _value_step(self, minibatch: Sequence[MicroBatch], tokens: float, report: UpdateReport) -> None:
         seen = []
-        for micro in minibatch:
+        for number, micro in enumerate(minibatch, start=1):
             values = self._roles.values(micro.batch)
             clip = self._settings.value_clip
             loss, diagnostics = value_loss(values, micro.values_BR, micro.returns_BR, micro.mask_BR, clip, tokens)
-            self._roles.backward(loss)
+            self._roles.backward(loss, last=number == len(minibatch))
             seen.append({"loss": loss.item(), **{k: float(v) for k, v in diagnostics._asdict().items()}})
         everywhere = gather_lists(seen)
         self._apply(VALUE, sum(each["loss"] for each in everywhere), report)
         report.add("value/clipfrac", _token_mean(everywhere, "clipfrac"))
 
-    def _demonstrations(self, rows: Sequence[Row]) -> float:
-        """Add the gradient of ptx_coef times the demonstrations' loss per token; return that loss."""
+    def _demonstrations(self, rows: Sequence[Row]) -> list[ScoringBatch]:
         size = self._settings.per_device_batch_size
-        batches = [scoring_batch(rows[start : start + size], self._pad_id) for start in range(0, len(rows), size)]
-        tokens = _over_ranks([float(batch.response_mask_BT.sum()) for batch in batches])
-        parts = [self._demonstration_loss(batch, tokens) for batch in batches]
-        return sum(gather_lists(parts))
+        return [scoring_batch(rows[start : start + size], self._pad_id) for start in range(0, len(rows), size)]
 
-    def _demonstration_loss(self, batch: ScoringBatch, tokens: float) -> float:
-        logps = self._roles.demonstration_logps(batch)
-        loss = -masked_sum(logps, batch.response_mask_BT[:, 1:].to(logps.device)) / tokens
-        self._roles.backward(self._settings.ptx_coef * loss)
-        return loss.item()
+    def _learn_demonstrations(self, batches: Sequence[ScoringBatch]) -> float:
+        """Add the gradient of ptx_coef times the demonstrations' loss per token; return that loss."""
+        tokens = _over_ranks([float(batch.response_mask_BT.sum()) for batch in batches])
+        parts = []
+        for number, batch in enumerate(batches, start=1):
+            logps = self._roles.demonstration_logps(batch)
+            loss = -masked_sum(logps, batch.response_mask_BT[:, 1:].to(logps.device)) / tokens
+            self._roles.backward(self._settings.ptx_coef * loss, last=number == len(batches))
+            parts.append(loss.item())
+        return sum(gather_lists(parts))
 
     def _apply(self, role: str, loss: float, report: UpdateReport) -> None:
         """Sum gradients over ranks, clip them, and step, unless something is not finite."""
-        parameters = self._roles.trainable(role)
-        _sum_gradients(parameters)
-        norm = spoil("ppo.gradient", float(clip_grad_norm_(parameters, self._settings.max_grad_norm)))
+        engine = self._roles.engine(role)
+        if engine is None:
+            parameters = self._roles.trainable(role)
+            _sum_gradients(parameters)
+            norm = spoil("ppo.gradient", float(clip_grad_norm_(parameters, self._settings.max_grad_norm)))
+            self._require_finite(role, loss, norm)
+            self.optimisers[role].step()
+            self.optimisers[role].zero_grad(set_to_none=True)
+        else:
+            self._require_finite(role, loss)
+            norm = spoil("ppo.gradient", engine.step())
+            # It takes no step for such a gradient.
+            self._require_finite(role, loss, norm)
+        report.add(f"{role}/loss", loss)
+        report.add(f"{role}/grad_norm", norm)
+
+    def _require_finite(self, role: str, loss: float, norm: float = 0.0) -> None:
         for what, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
                 raise TrivetError(
@@ -211,10 +227,6 @@ class Learner:
                     "weights, the last complete checkpoint is kept. Lower learning_rate, raise kl_coef, or use "
                     "precision: fp32"
                 )
-        self.optimisers[role].step()
-        self.optimisers[role].zero_grad(set_to_none=True)
-        report.add(f"{role}/loss", loss)
-        report.add(f"{role}/grad_norm", norm)
 
     def _denominator(self, tokens: float, rows: float) -> float:
         match self._settings.loss_aggregation:

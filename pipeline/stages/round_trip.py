@@ -7,7 +7,8 @@ compares a few rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from evaluation.likelihood import Row, response_logps
-from pipeline.batches import pad_left, scoring_batch
+from pipeline.batches import ScoringBatch, pad_left, scoring_batch
 from pipeline.context import StageContext, engine_of
 from pipeline.errors import TrivetError
 from pipeline.models import adapters
@@ -32,7 +33,13 @@ _ROUGH_AGREEMENT = 0.05
 """Nats per token, or units of score: half precision on two devices."""
 
 
-def require_same_policy(model: Any, folder: Path, rows: Sequence[Sequence[int]], context: StageContext) -> None:
+def require_same_policy(
+    model: Any,
+    folder: Path,
+    rows: Sequence[Sequence[int]],
+    context: StageContext,
+    live: Callable[[ScoringBatch], torch.Tensor] | None = None,
+) -> None:
     """Check that a saved policy gives fixed rows the log-probabilities that the model in training gives them.
 
     Args:
@@ -40,6 +47,7 @@ def require_same_policy(model: Any, folder: Path, rows: Sequence[Sequence[int]],
         folder: that the first rank wrote.
         rows: token ids of sequences; the first few are used.
         context: of the stage. Without DeepSpeed there is nothing to check.
+        live: what gives log-probabilities of responses, of the model in training; None for the model itself.
 
     Raises:
         TrivetError: they differ; both values are named.
@@ -47,14 +55,18 @@ def require_same_policy(model: Any, folder: Path, rows: Sequence[Sequence[int]],
     if not _is_due(rows, context):
         return
     picked: list[Row] = [(ids, [False] + [True] * (len(ids) - 1)) for ids in _pick(rows)]
+    batch = scoring_batch(picked, 0)
 
-    def per_token(policy: Any) -> list[float]:
-        batch = scoring_batch(picked, 0)
+    def per_token(policy: Any, score: Callable[[ScoringBatch], torch.Tensor]) -> list[float]:
         lengths = batch.response_mask_BT.sum(-1)
-        return (_scored(policy, context, lambda: response_logps(policy, batch)).cpu() / lengths).tolist()
+        return (_scored(policy, context, lambda: score(batch)).cpu() / lengths).tolist()
 
-    live = per_token(model)
-    from_first_rank(lambda: _require_close(live, per_token(_loaded(folder, context)), folder, context))
+    def from_file() -> list[float]:
+        saved = _loaded(folder, context)
+        return per_token(saved, partial(response_logps, saved))
+
+    mine = per_token(model, live or partial(response_logps, model))
+    from_first_rank(lambda: _require_close(mine, from_file(), folder, context))
 
 
 def require_same_scores(

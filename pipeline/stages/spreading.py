@@ -16,6 +16,7 @@ from pipeline import checkpoint
 from pipeline.context import StageContext, engine_of
 from pipeline.errors import RecipeError, TrivetError
 from pipeline.models.shards import spread_over_ranks
+from pipeline.recipe.engines import NO_ENGINE
 from pipeline.runtime import resolve_precision
 
 _SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -142,13 +143,23 @@ def made_by(context: StageContext) -> dict[str, Any]:
     return {"ranks": context.ranks.world_size, "engine": str(engine_of(context))}
 
 
-def require_resumable(found: Path, context: StageContext) -> None:
-    """Refuse a checkpoint that other ranks or another engine wrote: the steps after it would not be the same.
+def require_resumable(found: Path, context: StageContext, *, on_any_ranks: bool = False) -> None:
+    """Refuse a checkpoint that other ranks or another engine wrote, where the steps after it would not be the same.
+
+    Args:
+        found: the checkpoint.
+        context: of the stage.
+        on_any_ranks: whether without an engine nothing of a step but rounding depends on the number of ranks; the order
+            of rows never does, dropout's noise does.
 
     Raises:
         TrivetError: naming both sides and what to do.
     """
     theirs, mine = checkpoint.made_by(found), made_by(context)
+    if on_any_ranks and theirs.get("engine") == mine["engine"] == str(NO_ENGINE):
+        if theirs != mine:
+            context.console.say(f"the checkpoint is of {_ranks(theirs)}; the same rows follow in the same order")
+        return
     if theirs and theirs != mine:
         raise TrivetError(
             f"stage {context.stage}: its checkpoint at step {checkpoint.step_of(found)} was written by "

@@ -37,14 +37,23 @@ from pipeline.models.source import identify
 from pipeline.recipe.engines import USE_DEEPSPEED
 from pipeline.recipe.schema import Recipe
 from pipeline.runtime import Ranks, StopRequest, barrier, seed_everything
-from pipeline.stages import dpo, reward, sft
+from pipeline.stages import dpo, ppo, reward, sft
 from pipeline.stages.sft_objective import Imitation
 from pipeline.tracking import SilentTracker, Tracker, read_metrics
 from pipeline.worker import _start_peers
+from tests.rollouts.ppo_parts import (
+    StopAfter,
+    described,
+    lively_base,
+    stage_context,
+    trained_policy,
+    trained_reward,
+    write_rows,
+)
 
 BASE = "builtin:tiny-llama"
 HANGING_SECONDS = 300
-STAGES: dict[str, Any] = {"sft": sft.run, "reward": reward.run, "dpo": dpo.run}
+STAGES: dict[str, Any] = {"sft": sft.run, "reward": reward.run, "dpo": dpo.run, "ppo": ppo.run}
 DATA = {
     "sft": {"sources": [{"path": "builtin:alpaca_sample", "limit": 40}], "max_length": 384, "eval_limit": 7},
     "preference": {"sources": [{"path": "builtin:preference_sample", "limit": 40}], "max_length": 384, "eval_limit": 7},
@@ -53,6 +62,14 @@ TRAINING = {
     "learning_rate": 2e-2, "max_steps": 4, "global_batch_size": 8, "per_device_batch_size": 2, "precision": "fp32",
     "log_every": 1, "save_every": 2,
 }  # fmt: skip
+
+
+PPO: dict[str, Any] = {
+    "rewards": [{"from": "reward"}, {"from": "function"}], "gate": {"min_accuracy": 0}, "episodes": 48,
+    "rollout_batch_size": 16, "minibatches": 2, "epochs": 2, "eval_every": 1, "eval_prompts": 5, "save_every": 1,
+    "select": "last", "max_grad_norm": 0.5, "value_warmup": 1,
+}  # fmt: skip
+"""Two micro-batches a step on each of two ranks; five held-out prompts, which are not equally many batches."""
 
 
 class Ear(Console):
@@ -78,7 +95,32 @@ class StopAt(StopRequest):
         return self._left == 0
 
 
+def ppo_context(case: dict[str, Any], folder: Path, ranks: Ranks, stop: StopRequest) -> StageContext:
+    """A stage of random parents, which the first rank makes when they are first asked for."""
+    adapter = case.get("adapter") or {"r": 4, "alpha": 8}
+    form = "model" if adapter == "none" else "adapter"
+    parents = folder.parents[1] / f"parents-{form}"
+    base = parents / "base"
+    if ranks.is_first and not parents.is_dir():
+        lively_base(base, materialise(BASE))
+        trained_policy(parents / "policy", base, adapter)
+        trained_reward(parents / "reward_1", base, adapter)
+    folder.mkdir(parents=True, exist_ok=True)
+    if ranks.is_first and not (folder.parent / "rows.jsonl").is_file():
+        write_rows(folder.parent / "rows.jsonl", 16)
+    barrier()
+    made = {
+        "policy": described(parents / "policy", base, form, "policy", "sft"),
+        "reward_1": described(parents / "reward_1", base, form, "reward_model", "reward"),
+    }
+    settings = {**PPO, **case.get("settings", {})}
+    context = stage_context(folder, base, adapter, parents=made, ranks=ranks, stop=stop, **settings)
+    return replace(context, console=Ear())
+
+
 def context_of(case: dict[str, Any], folder: Path, ranks: Ranks, stop: StopRequest) -> StageContext:
+    if case["kind"] == "ppo":
+        return ppo_context(case, folder, ranks, stop)
     kind = case["kind"]
     recipe = Recipe.model_validate(
         {
@@ -97,10 +139,11 @@ def context_of(case: dict[str, Any], folder: Path, ranks: Ranks, stop: StopReque
 
 
 def run_case(case: dict[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """One stage, perhaps stopped once and begun again, perhaps with something broken on purpose."""
+    """One stage, perhaps stopped once and begun again, or left so, perhaps with something broken on purpose."""
     found: dict[str, Any] = {}
-    stops = [StopAt(case["stop_at"])] if "stop_at" in case else []
-    for stop in [*stops, StopRequest()]:
+    stopping: Any = StopAfter if case["kind"] == "ppo" else StopAt
+    stops = [stopping(case["stop_at"])] if "stop_at" in case else []
+    for stop in stops if case.get("left") else [*stops, StopRequest()]:
         clear_engine()
         context = context_of(case, folder, ranks, stop)
         seed_everything(context.recipe.seed)
@@ -127,9 +170,9 @@ def clear_engine() -> None:
 
 def collect(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What lies in the stage's folder: each step's loss and gradient norm, and the weights."""
-    for name in ("loss", "grad_norm"):
-        lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "train"]
-        found[name] = [line["value"] for line in lines if line["name"] == name]
+    lines = read_metrics(folder / "metrics.jsonl")
+    for line in (each for each in lines if each["split"] == "train"):
+        found.setdefault(line["name"], []).append(line["value"])
     files = [path for form in ("adapter", "model") for path in sorted((folder / form).glob("*.safetensors"))]
     tensors = {name: tensor for path in files for name, tensor in load_file(path).items()}
     digest = hashlib.sha256()
@@ -170,14 +213,15 @@ def main(folder: Path, cases: list[dict[str, Any]]) -> None:
     ranks = Ranks.from_environment()
     _start_peers(ranks)
     for case in cases:
-        place = folder / case["name"]
+        place = Path(case.get("place", folder / case["name"]))
         # Ranks that wait for one another for ever say where.
         faulthandler.dump_traceback_later(HANGING_SECONDS, exit=True)
         with fault(case.get("fault")):
             found = run_case(case, place / "stage", ranks)
         barrier()
         if ranks.is_first:
-            (place / "found.json").write_text(json.dumps(collect(found, place / "stage")))
+            (folder / case["name"]).mkdir(exist_ok=True)
+            (folder / case["name"] / "found.json").write_text(json.dumps(collect(found, place / "stage")))
             print(case["name"], "done", found.get("error", ""), flush=True)
     faulthandler.cancel_dump_traceback_later()
     sys.stdout.flush()

@@ -30,7 +30,24 @@ def case(kind: str, form: str, engine: str, name: str = "", **more: Any) -> dict
 
 
 ALONE = [case(kind, form, "none") for kind in KINDS for form in FORMS]
+PPO = {"ptx_coef": 0.1, "entropy_coef": 0.1}
+"""Demonstrations mixed in, so that a step's last backward pass is another one; entropies with a gradient."""
+ALONE += [case("ppo", form, "none", settings=PPO) for form in FORMS]
 TOGETHER = [case(kind, form, engine) for kind in KINDS for form in FORMS for engine in ("zero2", "zero3")]
+LEFT = [case(kind, "lora", "none", "left", stop_at=2, left=True) for kind in ("sft", "dpo", "ppo")]
+"""Stopped on one process, to be gone on with on two."""
+LEFT[2]["settings"] |= PPO
+PPO_TOGETHER = [
+    *(case("ppo", form, engine, settings=PPO) for form in FORMS for engine in ("zero2", "zero3")),
+    case("ppo", "lora", "zero1", settings=PPO),
+]
+PPO_OTHERS = [
+    case("ppo", "lora", "zero2", "resumed", settings=PPO, stop_at=2),
+    case("ppo", "full", "zero3", "resumed", settings=PPO, stop_at=2),
+    case("ppo", "lora", "zero3", "emptied", fault="emptied"),
+    case("ppo", "full", "zero3", "recomputed", settings={**PPO, "gradient_checkpointing": True}),
+    case("ppo", "lora", "zero3", "recomputed", settings={**PPO, "gradient_checkpointing": True}),
+]
 OTHERS = [
     case("sft", "lora", "none"),
     case("sft", "full", "zero1"),
@@ -57,17 +74,22 @@ def launched(processes: int, cases: list[dict[str, Any]], folder: Path) -> dict[
     found = {each["name"]: folder / each["name"] / "found.json" for each in cases}
     missing = [name for name, path in found.items() if not path.is_file()]
     assert not missing, f"{missing}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    return {name: json.loads(path.read_text()) for name, path in found.items()}
+    return {name: {**json.loads(path.read_text()), "place": str(path.parent)} for name, path in found.items()}
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> dict[str, dict[str, Any]]:
-    return launched(1, ALONE, tmp_path_factory.mktemp("alone"))
+    return launched(1, [*ALONE, *LEFT], tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> dict[str, dict[str, Any]]:
-    return launched(2, [*TOGETHER, *OTHERS], tmp_path_factory.mktemp("pair"))
+def pair(tmp_path_factory, alone) -> dict[str, dict[str, Any]]:
+    begun = [
+        {name: value for name, value in each.items() if name not in ("stop_at", "left")}
+        | {"place": alone[each["name"]]["place"]}
+        for each in LEFT
+    ]
+    return launched(2, [*TOGETHER, *OTHERS, *PPO_TOGETHER, *PPO_OTHERS, *begun], tmp_path_factory.mktemp("pair"))
 
 
 @pytest.mark.parametrize("name", [each["name"] for each in [*TOGETHER, *OTHERS[:3]]])
@@ -108,15 +130,61 @@ def test_bf16_trains_and_its_head_still_tells_scores_apart(pair):
     assert len(found["loss"]) == 4 and found["metrics"]["eval_n"] > 0
 
 
-@pytest.mark.parametrize("name", ["sft-lora-zero2", "dpo-full-zero3"])
+@pytest.mark.parametrize("name", [each["name"] for each in [*PPO_TOGETHER, *PPO_OTHERS[-2:]]])
+def test_ppo_learns_what_one_process_learns(alone, pair, name):
+    """Rollout by rollout: answers, scores, losses and norms of both trainings, and the policy on held-out prompts."""
+    one, two = alone[f"ppo-{name.split('-')[1]}-none"], pair[name]
+    assert "error" not in two, two["error"]
+    for key in (
+        "policy/loss",
+        "value/loss",
+        "objective/kl_seq",
+        "objective/score",
+        "policy/ptx_loss",
+        "response/len_mean",
+    ):
+        assert two[key] == pytest.approx(one[key], abs=TOLERANCE), key
+        assert len(one[key]) >= 2, "the first rollout trains the value model alone"
+    for key in ("policy/grad_norm", "value/grad_norm"):
+        assert two[key] == pytest.approx(one[key], rel=2e-3), key
+    assert max(one["value/loss"]) - min(one["value/loss"]) > 10 * TOLERANCE, "losses that could differ"
+    assert max(one["policy/grad_norm"]) > 0.5, "norms that are clipped"
+    assert two["metrics"]["ratio_first_minibatch_maxdev"] < 1e-5
+    for mine, theirs in zip(two["metrics"]["measured"], one["metrics"]["measured"], strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-3)
+    assert two["tensors"].keys() == one["tensors"].keys() and two["tensors"]
+    for key, norm in one["tensors"].items():
+        assert two["tensors"][key] == pytest.approx(norm, rel=1e-3, abs=1e-3), key
+
+
+@pytest.mark.parametrize("name", ["sft-lora-zero2", "dpo-full-zero3", "ppo-lora-zero2", "ppo-full-zero3"])
 def test_a_stage_that_was_stopped_goes_on_bit_for_bit(pair, name):
     straight, resumed = pair[name], pair[f"{name}-resumed"]
-    assert "going on from step 2" in resumed["said"], resumed["said"]
-    assert resumed["hash"] == straight["hash"] and resumed["loss"] == straight["loss"]
+    assert any("going on from" in said for said in resumed["said"]), resumed["said"]
+    losses = [key for key in straight if key.endswith("loss")]
+    assert resumed["hash"] == straight["hash"] and losses
+    assert [resumed[key] for key in losses] == [straight[key] for key in losses]
 
 
-def test_weights_that_were_lost_on_the_way_to_the_file_are_noticed(pair):
-    error = pair["dpo-lora-zero3-emptied"]["error"]
+@pytest.mark.parametrize("kind", ["sft", "dpo", "ppo"])
+def test_what_one_process_began_two_go_on_with(alone, pair, kind):
+    """Without an engine: the same rows in the same order, losses to rounding, and it is said."""
+    straight, begun = alone[f"{kind}-lora-none"], pair[f"{kind}-lora-none-left"]
+    assert "error" not in begun, begun["error"]
+    assert any("going on from" in said for said in begun["said"])
+    if kind != "ppo":
+        assert any("the checkpoint is of 1 rank with no engine; the same rows follow" in said for said in begun["said"])
+    losses = [key for key in straight if key.endswith("loss")]
+    assert losses
+    for key in losses:
+        assert begun[key] == pytest.approx(straight[key], abs=TOLERANCE) and len(begun[key]) > 1
+    for key, norm in straight["tensors"].items():
+        assert begun["tensors"][key] == pytest.approx(norm, rel=1e-3, abs=1e-3), key
+
+
+@pytest.mark.parametrize("name", ["dpo-lora-zero3-emptied", "ppo-lora-zero3-emptied"])
+def test_weights_that_were_lost_on_the_way_to_the_file_are_noticed(pair, name):
+    error = pair[name]["error"]
     assert "are not those that were trained: row 0 gives" in error and "nothing is handed on" in error
 
 

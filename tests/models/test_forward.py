@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
+    PhiConfig,
 )
 
 from pipeline.batches import pad_left, positions
 from pipeline.errors import TrivetError
+from pipeline.models import forward
 from pipeline.models.forward import causal_model, evaluating, hidden_states, trunk_of, vocabulary_head
 from tests.models.small_models import build, gpt2_shape, shape
 
@@ -122,13 +126,76 @@ def test_a_model_that_does_something_else_is_refused():
     with pytest.raises(TrivetError, match=r"model\.base: FalconH1ForCausalLM changes its logits .* kind sft and dpo"):
         vocabulary_head(build(config, FACTOR))
     model = build(CONFIGS["llama"], FACTOR)
-    forward = model.forward
+    plain = model.forward
 
     def masking(**inputs: Any) -> Any:
-        out = forward(**inputs)
+        out = plain(**inputs)
         out.logits[..., 5] = -torch.inf
         return out
 
     model.forward = masking
     with pytest.raises(TrivetError, match="LlamaForCausalLM changes its logits"):
         vocabulary_head(model)
+
+
+# Weights that ranks hold shares of
+
+
+@pytest.fixture
+def in_pieces(monkeypatch):
+    """A head as ZeRO-3 leaves it: whole within `whole`, with nothing in it afterwards."""
+
+    @contextmanager
+    def gathered(*parameters: Any) -> Iterator[None]:
+        kept = [(parameter, parameter.data) for parameter in parameters]
+        for parameter in parameters:
+            parameter.data = parameter.whole
+        yield
+        for parameter, pieces in kept:
+            parameter.data = pieces
+
+    def spread(head: Any) -> None:
+        monkeypatch.setattr(forward, "is_spread", lambda parameter: hasattr(parameter, "whole"))
+        monkeypatch.setattr(forward, "whole", gathered)
+        for parameter in head.linear.parameters():
+            parameter.whole, parameter.data = parameter.data, torch.empty(0)
+
+    return spread
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("name", ["llama", "phi", "gemma2", "cohere"])
+def test_a_frozen_head_in_pieces_hands_gradients_on(name, entropy, in_pieces):
+    """With a bias, a cap or a scale, or for entropies: the backward pass comes when the pieces have gone again."""
+    config = PhiConfig(**{**shape(), "num_key_value_heads": 4}) if name == "phi" else CONFIGS[name]
+    head = vocabulary_head(build(config, FACTOR))
+    head.linear.requires_grad_(False)
+    hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(10).reshape(2, 5)
+
+    def gradient() -> torch.Tensor:
+        states = hidden.clone().requires_grad_()
+        found = head.scores(states, targets, temperature=0.7, entropy=entropy)
+        (found.logps_BR.sum() + (found.entropies_BR.sum() if entropy else 0.0)).backward()
+        assert states.grad is not None
+        return states.grad
+
+    expected = gradient()
+    in_pieces(head)
+    assert torch.allclose(gradient(), expected, rtol=1e-5, atol=1e-6) and expected.abs().max() > 0.1
+
+
+def test_a_trained_head_in_pieces_is_called_once_however_many_tokens_there_are(in_pieces, monkeypatch):
+    """Whole in its own forward pass alone, which all ranks make equally often; control: other heads go in chunks."""
+    monkeypatch.setattr(forward, "CHUNK", 2)
+    head = vocabulary_head(build(CONFIGS["llama"], FACTOR))
+    calls: list[int] = []
+    head.linear.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    hidden, targets = torch.randn(2, 5, 32), torch.arange(10).reshape(2, 5)
+    head.scores(hidden, targets)
+    assert calls == [2] * 5
+    calls.clear()
+    in_pieces(head)
+    head.linear.weight.data = head.linear.weight.whole
+    head.scores(hidden, targets)
+    assert calls == [10]

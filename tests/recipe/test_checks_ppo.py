@@ -100,7 +100,6 @@ def rewards(*sources: str) -> str:
         ([TARGET, "stages.ppo.kl_max=6"], "kl_target=6: is not below kl_max (6), above which training stops"),
         ([TARGET, "stages.ppo.kl_horizon=12"], "one rollout of 64 answers push kl_coef to 0; write 13"),
         # the rest
-        (["stages.ppo.deepspeed=zero2"], "deepspeed=zero2: a ppo stage exchanges its own gradients, without an engine"),
         (["stages.ppo.deepspeed=zero9"], "deepspeed=zero9: expected one of inherit, none"),
         (["stages.ppo.precision=fp16"], "precision=fp16: PPO computes in bf16 or fp32"),
         (["stages.ppo.overlong_buffer=129"], "overlong_buffer=129: is longer than max_new_tokens (128)"),
@@ -144,6 +143,7 @@ def test_a_contradiction_is_placed_and_explained(overrides, said):
         ["stages.ppo.value_warmup=9"],
         ["stages.ppo.episodes=64", "stages.ppo.eval_every=100", "stages.ppo.save_every=100"],
         ["stages.ppo.deepspeed=none"],
+        ["stages.ppo.deepspeed=zero2"],
         ["stages.ppo.ptx_coef=0.5"],
         ["stages.reward={ensemble: 3, aggregate: mean_minus_variance, variance_weight: 1.0}"],
         ["stages.reward={ensemble: 1, aggregate: mean, variance_weight: 0.1}"],

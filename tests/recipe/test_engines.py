@@ -96,12 +96,43 @@ def test_fsdp_is_refused_stage_by_stage_but_can_be_switched_off():
     assert set(engines(FSDP, *off).values()) == {Engine("none")}
 
 
-@pytest.mark.parametrize("environment", [ZERO3, FSDP])
-def test_ppo_does_not_ignore_an_engine_in_silence(environment):
-    off = ["stages.sft.deepspeed=none", "stages.reward.deepspeed=none"]
-    text = refused(environment, *off, "stages.ppo.deepspeed=inherit")
-    assert "which a ppo stage would ignore" in text and "--set stages.ppo.deepspeed=none" in text
-    engines({}, *off, "stages.ppo.deepspeed=inherit")
+OFF = ("stages.sft.deepspeed=none", "stages.reward.deepspeed=none")
+
+
+@pytest.mark.parametrize("environment", [ZERO3, ZERO2_FILE])
+def test_ppo_takes_an_engine_like_any_stage(environment):
+    assert engines(environment, "stages.ppo.deepspeed=inherit")["ppo"] == launched_engine(environment)
+    assert engines({}, "stages.ppo.deepspeed=zero3")["ppo"].spreads_parameters
+
+
+def test_ppo_is_refused_under_fsdp_like_any_stage():
+    assert "deepspeed=inherit: the launch configures FSDP" in refused(FSDP, *OFF, "stages.ppo.deepspeed=inherit")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said", "ways_out"),
+    [
+        (["stop_kl=0.1", "deepspeed=zero2"], "DeepSpeed ZeRO-2 holds gradients that stop_kl", ["stop_kl=null"]),
+        (
+            ["deepspeed=zero3", "model.adapter.type=dora"],
+            "DoRA takes norms of the base's weights in every pass, and under DeepSpeed ZeRO-3 no rank has them",
+            ["deepspeed=zero2"],
+        ),
+        (["deepspeed=zero3_offload_cpu"], "zero3_offload_cpu offloads, which a ppo stage", ["deepspeed=zero3"]),
+    ],
+)
+def test_what_ppo_cannot_have_under_an_engine(overrides, said, ways_out):
+    def placed(each):
+        return each if each.startswith("model") else f"stages.ppo.{each}"
+
+    given = [placed(each) for each in overrides]
+    assert said in refused({}, *given)
+    engines({}, *given, *map(placed, ways_out))
+
+
+def test_ppo_may_stop_by_divergence_where_nothing_but_the_base_is_spread():
+    engines({}, "stages.ppo.deepspeed=zero3", "stages.ppo.stop_kl=0.1")
+    refused({}, "stages.ppo.deepspeed=zero3", "stages.ppo.stop_kl=0.1", "model.adapter=none")
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])

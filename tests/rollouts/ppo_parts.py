@@ -106,7 +106,7 @@ def trained_policy(folder: Path, base: Path, adapter: Any) -> Any:
     policy = load_policy(context, None, precision="fp32", dropout=True)
     stir(policy.model.named_parameters(), seed=1)
     save_policy(policy, context)
-    return _artefact(folder, base, policy.form, "policy", "sft")
+    return described(folder, base, policy.form, "policy", "sft")
 
 
 def trained_reward(folder: Path, base: Path, adapter: Any, members: int = 1) -> Any:
@@ -129,10 +129,11 @@ def trained_reward(folder: Path, base: Path, adapter: Any, members: int = 1) -> 
         offset=0.25, scale=1.5, members=scales, aggregate="mean", variance_weight=0.1, n=9, source="demonstrations"
     )
     (folder / SPEC).write_text(spec.model_dump_json())
-    return _artefact(folder, base, form, "reward_model", "reward")
+    return described(folder, base, form, "reward_model", "reward")
 
 
-def _artefact(folder: Path, base: Path, form: str, kind: str, stage: str) -> Any:
+def described(folder: Path, base: Path, form: str, kind: str, stage: str) -> Any:
+    """As much of a sealed artefact as a stage looks at."""
     description = describe_tokenizer(load_tokenizer(base, "auto"))
     manifest = SimpleNamespace(
         form=form, kind=kind, stage=stage, tokenizer=description, base=identify(BASE, None), metrics={}

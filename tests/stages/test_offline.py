@@ -13,6 +13,7 @@ from data_prep.chat import EncodedDemonstration
 from pipeline import checkpoint
 from pipeline.errors import RecipeError, TrivetError
 from pipeline.models import adapters
+from pipeline.models.forward import has_dropout
 from pipeline.models.load import load_base
 from pipeline.recipe.schema import AdapterSettings, ModelSettings
 from pipeline.recipe.stage_settings import SftSettings
@@ -92,9 +93,29 @@ def test_what_others_wrote_is_refused_with_the_way_out(tmp_path, made_by, said):
     checkpoint.commit(path, made_by)
     with pytest.raises(TrivetError, match=said) as caught:
         require_resumable(path, context_of())
+
     assert "launch as before to go on from it, or begin the stage again with `--force sft`" in str(caught.value)
     checkpoint.commit(path, {"ranks": 1, "engine": "no engine"})
     require_resumable(path, context_of())
+
+
+def test_without_an_engine_any_number_of_ranks_may_go_on_where_nothing_hangs_on_it(tmp_path):
+    """Control: under DeepSpeed, or where chance or the order of rows would differ, they may not."""
+    path = tmp_path / "checkpoint-4"
+    path.mkdir()
+    checkpoint.commit(path, {"ranks": 2, "engine": "no engine"})
+    require_resumable(path, context_of(1), on_any_ranks=True)
+    require_resumable(path, context_of(8), on_any_ranks=True)
+    for context, any_ranks in ((context_of(1), False), (context_of(1, "zero2"), True)):
+        with pytest.raises(TrivetError, match="was written by 2 ranks with no engine, this launch has 1 rank"):
+            require_resumable(path, context, on_any_ranks=any_ranks)
+
+
+def test_dropout_is_seen(trainer):
+    assert not has_dropout(trainer.model)
+    assert has_dropout(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.1)))
+    trainer.model.get_base_model().model.layers[1].self_attn.attention_dropout = 0.1
+    assert has_dropout(trainer.model), "a number that attention is called with"
 
 
 @pytest.mark.parametrize(("asked", "got"), [("zero2", None), ("none", 2), ("zero3", 2)])

@@ -101,10 +101,11 @@ class Short:
         self.tokens = [0, 0]
         for index, layer in enumerate(model.get_base_model().model.layers):
 
-            def note(_: Any, inputs: Any, __: Any, index: int = index) -> None:
+            def note(_: Any, inputs: Any, index: int = index) -> None:
                 self.tokens[index] += inputs[0].shape[-2]
 
-            layer.mlp.register_forward_hook(note)
+            # Before it: what is computed again ends where the last tensor that is wanted has been made.
+            layer.mlp.register_forward_pre_hook(note)
         common: dict[str, Any] = {
             "output_dir": str(output), "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2,
             "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "bf16": False,
@@ -143,6 +144,25 @@ def test_training_is_that_of_the_whole_model(stage, epochs, tiny_folder, tmp_pat
     else:
         assert shared.tokens[0] == sum(len(shared.objective.stream([row]).ids_N) for row in rows_of(stage))
         assert shared.tokens[0] < whole.tokens[0] / readers
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
+def test_recomputing_activations_changes_nothing(stage, share, tiny_folder, tmp_path):
+    """On streams, above a frozen trunk and without one: losses, norms and weights of the same training."""
+    plain = Short(stage, tiny_folder, tmp_path, share=share)
+    again = Short(stage, tiny_folder, tmp_path, share=share, gradient_checkpointing=True)
+    (theirs, their_weights), (ours, our_weights) = plain.train(), again.train()
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6) and a["grad_norm"] == pytest.approx(
+            b["grad_norm"], rel=1e-5
+        )
+    assert len(our_weights) >= 14
+    for name, value in our_weights.items():
+        assert torch.allclose(value, their_weights[name], rtol=1e-5, atol=1e-7), name
+    # Once more for each backward pass, which DPO's reference has none of; and the frozen layers never.
+    assert again.tokens[1] * 2 == plain.tokens[1] * (3 if stage == "dpo" else 4)
+    assert again.tokens[0] == plain.tokens[0] if share else again.tokens[0] > plain.tokens[0]
 
 
 def test_control_states_of_other_rows_are_another_training(tiny_folder, tmp_path, monkeypatch):
@@ -230,17 +250,22 @@ def llama(tiny_folder, tmp_path_factory) -> Path:
 EPISODES = some_episodes()
 
 
-def rollout(folder: Path, base: Path, **adapter: Any) -> tuple[Any, list[float], list[list[MicroBatch]], list[int]]:
+def rollout(
+    folder: Path, base: Path, *, recomputing: bool = False, **adapter: Any
+) -> tuple[Any, list[float], list[list[MicroBatch]], list[int]]:
     """A rollout scored, collected and learnt from: the parts, the scores, the micro-batches, tokens by layer."""
-    settings = {"learning_rate": 1e-3, "max_new_tokens": 12, "epochs": 2, "per_device_batch_size": 4}
+    settings: dict[str, Any] = {
+        "learning_rate": 1e-3, "max_new_tokens": 12, "epochs": 2, "per_device_batch_size": 4,
+        "gradient_checkpointing": recomputing,
+    }  # fmt: skip
     parts = make_parts(folder, base, {"r": 4, "layers": "top-1", **adapter}, **settings)
     seen = [0, 0]
     for index, layer in enumerate(parts.policy.model.get_base_model().model.layers):
 
-        def note(_: Any, inputs: Any, __: Any, index: int = index) -> None:
+        def note(_: Any, inputs: Any, index: int = index) -> None:
             seen[index] += inputs[0].shape[-2]
 
-        layer.mlp.register_forward_hook(note)
+        layer.mlp.register_forward_pre_hook(note)
     judge = StageReward(
         name="reward", roles=parts.roles, members=(REWARD,), spec=SPEC, normalised=False, pad_id=PAD, batch_size=4,
         ranks=ALONE,
@@ -291,3 +316,15 @@ def test_ppo_with_it_is_ppo_without(llama, tmp_path, monkeypatch):
         for a, b in zip(parts.roles.trainable(role), others.roles.trainable(role), strict=True):
             assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
     assert len(parts.roles.trainable(POLICY)) == 14
+
+
+def test_ppo_above_it_recomputes_activations_to_the_same_end(llama, tmp_path):
+    """Old and new log-probabilities, and the parameters learnt; the frozen layer is not computed again."""
+    parts, _, micros, seen = rollout(tmp_path / "plain", llama)
+    others, _, other_micros, counted = rollout(tmp_path / "again", llama, recomputing=True)
+    assert counted[0] == seen[0] and counted[1] == seen[1] * 12 / 8
+    for one, other in zip(micros[0], other_micros[0], strict=True):
+        assert torch.equal(one.old_logps_BR, other.old_logps_BR) and torch.equal(one.values_BR, other.values_BR)
+    for role in (POLICY, VALUE):
+        for a, b in zip(parts.roles.trainable(role), others.roles.trainable(role), strict=True):
+            assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
