@@ -18,6 +18,7 @@ from evaluation.report.load import Run, load_run
 from evaluation.report.outcomes import outcome_of
 from evaluation.report.ppo_section import ppo_sections
 from evaluation.report.reward_section import reward_sections
+from evaluation.report.wins_section import win_tables
 from evaluation.report.words import findings, state
 from pipeline.durable import write_text_atomically
 
@@ -44,6 +45,7 @@ def render(run: Run) -> str:
         stage_outcomes=[(stage.name, told) for stage in run.stages if (told := outcome_of(stage))],
         policies=sections.policy_table(run),
         families=sections.family_table(run),
+        wins=win_tables(run),
         reward_sections=reward_sections(run),
         ppo_sections=ppo_sections(run, drawn),
         stage_curves=drawn,
