@@ -16,6 +16,7 @@ from data_prep.chat import ChatFormatter
 from evaluation import sampled
 from evaluation.best_of_n import best_of_lines, best_of_rows
 from evaluation.compare import Values, differences, pairs
+from evaluation.conduct import conduct
 from evaluation.measures import (
     answer_lines,
     rule_families,
@@ -69,6 +70,7 @@ def run(context: StageContext) -> StageResult:
         "score_wins": evaluation.wins(scores),
         "policies": rows,
         "families": {name: rule_families(evaluation.prompts, found) for name, found in answers.items()},
+        "conduct": {name: conduct(evaluation.prompts, found) for name, found in answers.items()},
         "best_of_n": best_of_rows(drawn, ns) if drawn else [],
         "judge": {"model": recipe.evaluation.judge.model, "policies": judged.figures}
         if recipe.evaluation.judge

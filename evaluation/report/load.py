@@ -79,6 +79,8 @@ class Run:
     """The reward stage that no policy was trained against and that scored them too; empty for none."""
     score_wins: Mapping[str, Mapping[str, Wins]]
     """By figure (`score`, `score_heldout`) and policy: how often its answer scored above the reference's."""
+    conduct: Mapping[str, Mapping[str, Rate]]
+    """By policy: what it did with harmful, harmless and unanswerable prompts."""
     policies: Mapping[str, Mapping[str, Any]]
     families: Mapping[str, Mapping[str, Tally]]
     comparisons: tuple[Comparison, ...]
@@ -117,6 +119,7 @@ def load_run(directory: Path) -> Run:
         score_by=files.text(measured.get("score_by")),
         score_heldout_by=files.text(measured.get("score_heldout_by")),
         score_wins={name: wins(row) for name, row in files.mapping(measured.get("score_wins")).items()},
+        conduct={name: rates(row) for name, row in files.mapping(measured.get("conduct")).items()},
         policies={name: files.mapping(row) for name, row in files.mapping(measured.get("policies")).items()},
         families={name: tallies(row) for name, row in files.mapping(measured.get("families")).items()},
         comparisons=tuple(c for row in files.objects(measured.get("comparisons")) if (c := _comparison(row))),

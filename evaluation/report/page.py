@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.report import measures, sections
+from evaluation.report.conduct_section import conduct_table
 from evaluation.report.curves import curves
 from evaluation.report.load import Run, load_run
 from evaluation.report.outcomes import outcome_of
@@ -46,6 +47,7 @@ def render(run: Run) -> str:
         policies=sections.policy_table(run),
         families=sections.family_table(run),
         wins=win_tables(run),
+        conduct=conduct_table(run),
         reward_sections=reward_sections(run),
         ppo_sections=ppo_sections(run, drawn),
         stage_curves=drawn,
