@@ -56,8 +56,17 @@ def faults(root):
             named = element.get("aria-label") or element.get("aria-labelledby")
             if element.get("role") != "region" or not named:
                 found.append("something takes the keyboard's focus without saying what it is")
+    regions = [e for e in root.iter("section", "nav", "div") if e.tag != "div" or e.get("role") == "region"]
+    names = [_name(root, element) for element in regions]
+    found += [f"two regions of one name: {name}" for name in sorted(set(names)) if names.count(name) > 1]
     found += ["a link without words" for link in root.iter("a") if not link.text_content().strip()]
     return found
+
+
+def _name(root, element):
+    """What a screen reader calls it."""
+    heads = [e for e in root.iter() if e.get("id") and e.get("id") == element.get("aria-labelledby")]
+    return element.get("aria-label") or " ".join(head.text_content().strip() for head in heads)
 
 
 def test_pages_are_without_faults(pages):
@@ -74,6 +83,10 @@ def test_pages_are_without_faults(pages):
         (lambda root: next(root.iter("th")).attrib.pop("scope"), "without scope"),
         (lambda root: next(root.iter("section")).set("aria-labelledby", "nowhere"), "points to nothing"),
         (lambda root: next(root.iter("section")).set("id", "samples"), "twice"),
+        (
+            lambda root: [e.set("aria-label", "same") for e in root.iter("nav", "section")],
+            "two regions of one name: same",
+        ),
     ],
 )
 def test_a_fault_would_be_found(tmp_path, change, said):
