@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from evaluation.report.load import Run
 from evaluation.report.rates import WinRate, Wins
 
-_HEADS = {"score": "by {run.score_by}", "score_heldout": "by {run.score_heldout_by}, which training did not use"}
+_HEADS = {"score": "by {run.score_by}", "score_heldout": "by {run.score_heldout_by}"}
 _LENGTHS = {
     "longer": "answers longer than the reference's",
     "equal": "answers as long",
