@@ -56,9 +56,9 @@ def best_of_rows(scores_PM: Sequence[Sequence[float]], ns: Sequence[int]) -> lis
 
 
 def best_of_lines(scores_PM: Sequence[Sequence[float]], ns: Sequence[int]) -> list[dict[str, Any]]:
-    """The lines of `best_of_n.jsonl`: the same prompt by prompt."""
+    """The lines of `best_of_n.jsonl`: the same prompt by prompt, with the scores behind it."""
     return [
-        {"prompt_id": index, "n": n, "kl": kl_bound(n), "score": expected_best(scores, n)}
+        {"prompt_id": index, "n": n, "kl": kl_bound(n), "score": expected_best(scores, n), "scores": list(scores)}
         for index, scores in enumerate(scores_PM)
         for n in sorted(set(ns))
     ]

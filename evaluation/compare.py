@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.intervals import paired_bootstrap_ci
-from pipeline.recipe.lineage import BASE, POLICY_KINDS, policy_of
+from pipeline.recipe.lineage import BASE, POLICY_KINDS, heldout_reward, policy_of
 from pipeline.recipe.schema import Recipe
 
 Values = Mapping[str, Sequence[float | None]]
@@ -22,8 +22,16 @@ def reference_policy(recipe: Recipe) -> str:
 
 
 def judge(recipe: Recipe) -> str | None:
-    """The reward stage whose model scores every policy: the last one; None without any."""
-    return next((name for name in reversed(recipe.stages) if recipe.stages[name].kind == "reward"), None)
+    """The reward stage whose model scores every policy: the last one that is not held out; None without any."""
+    kept_for_judging = heldout_reward(recipe)
+    names = (name for name in reversed(recipe.stages) if recipe.stages[name].kind == "reward")
+    return next((name for name in names if name != kept_for_judging), None)
+
+
+def judges(recipe: Recipe) -> dict[str, str]:
+    """The reward stages whose models score every policy, by the figure they give."""
+    named = {"score": judge(recipe), "score_heldout": heldout_reward(recipe)}
+    return {figure: name for figure, name in named.items() if name is not None}
 
 
 def pairs(recipe: Recipe) -> list[tuple[str, str]]:

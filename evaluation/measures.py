@@ -14,17 +14,18 @@ from data_prep.chat import ChatFormatter, EncodedDemonstration
 from data_prep.checks import passes
 from data_prep.records import Prompt
 from evaluation.intervals import bootstrap_mean_ci, preference_accuracy
-from evaluation.likelihood import Scorer, demonstration_rows, mean_loss
+from evaluation.likelihood import Likelihood, Scorer, demonstration_rows, mean_loss
 from evaluation.text_measures import refusal_rate
 from pipeline.context import HELD_OUT_PAIRS
 from pipeline.rollouts.answers import Answer, Progress, Sampling
 from pipeline.rollouts.generate import Generator
 
 COLUMNS = (
-    "rule_accuracy", "rule_n", "rule_ci95", "score", "score_n", "score_ci95", "score_heldout", "kl_to_reference",
-    "kl_ci95", "response_tokens", "eos_rate", "perplexity", "perplexity_n", "preference_accuracy", "preference_ci95",
-    "preference_n", "preference_margin", "win_rate", "win_rate_ci95", "win_rate_n", "distinct_1", "distinct_2",
-    "repetition", "entropy", "refusal_rate", "bleu", "chrf", "rouge_l", "overlap_n",
+    "rule_accuracy", "rule_n", "rule_ci95", "score", "score_n", "score_ci95", "score_heldout", "score_heldout_n",
+    "score_heldout_ci95", "kl_to_reference", "kl_ci95", "response_tokens", "eos_rate", "perplexity", "perplexity_n",
+    "preference_accuracy", "preference_ci95", "preference_n", "preference_margin", "win_rate", "win_rate_ci95",
+    "win_rate_n", "distinct_1", "distinct_2", "repetition", "entropy", "refusal_rate", "bleu", "chrf", "rouge_l",
+    "overlap_n",
 )  # fmt: skip
 
 
@@ -115,10 +116,25 @@ def answer_lines(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answe
     ]
 
 
-def perplexity_row(scorer: Scorer, rows: Sequence[EncodedDemonstration], progress: Progress) -> dict[str, Any]:
-    """exp of the mean loss per response token on held-out demonstrations."""
-    loss = mean_loss(scorer.score(demonstration_rows(rows), progress))
-    return {"perplexity": math.exp(loss), "perplexity_n": len(rows)}
+def likelihoods(scorer: Scorer, rows: Sequence[EncodedDemonstration], progress: Progress) -> list[Likelihood]:
+    """Log-probability of each held-out demonstration's answer, and its tokens."""
+    return scorer.score(demonstration_rows(rows), progress)
+
+
+def perplexity_of(found: Sequence[Likelihood]) -> dict[str, Any]:
+    """exp of the mean loss per response token over all rows together."""
+    return {"perplexity": math.exp(mean_loss(found)), "perplexity_n": len(found)}
+
+
+def perplexity_lines(found: Mapping[str, Sequence[Likelihood]]) -> list[dict[str, Any]]:
+    """The lines of `perplexity.jsonl`: held-out row by row, each policy's log-probability below the other's."""
+    rows = max(map(len, found.values()), default=0)
+    return [
+        {"row_id": index, "policy": name, "logp": given[index].logp, "tokens": given[index].tokens}
+        for index in range(rows)
+        for name, given in found.items()
+        if given
+    ]
 
 
 def preference_row(artefact: Path) -> dict[str, Any]:

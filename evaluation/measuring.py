@@ -14,20 +14,23 @@ from data_prep.chat import ChatFormatter, EncodedDemonstration
 from data_prep.records import Prompt
 from evaluation import sampled
 from evaluation.chosen import choose_prompts, greedy_count
-from evaluation.compare import judge, reference_policy
-from evaluation.judging.policies import Judged, as_plain, from_plain, judge_policies, write_judged
-from evaluation.likelihood import Row, Scorer
+from evaluation.compare import judges, reference_policy
+from evaluation.judging.policies import Judged, judge_one_by_one, write_judged
+from evaluation.likelihood import Likelihood, Row, Scorer
 from evaluation.measures import (
     Answered,
     answer_all,
     base_row,
-    perplexity_row,
+    likelihoods,
+    perplexity_lines,
+    perplexity_of,
     preference_row,
     rule_row,
 )
 from evaluation.overlap import overlap_row, require_libraries
 from evaluation.policies import Policies
-from evaluation.scores import RewardScorer
+from evaluation.score_wins import score_wins
+from evaluation.scoring import RewardModels
 from evaluation.text_measures import entropy, sampled_row
 from pipeline.artefact import Artefact
 from pipeline.context import (
@@ -36,10 +39,8 @@ from pipeline.context import (
     seen_prompts,
 )
 from pipeline.errors import PreemptedError
-from pipeline.models.reward_model import read_spec
 from pipeline.rollouts.answers import Progress
 from pipeline.rollouts.generate import Generator
-from pipeline.runtime import from_first_rank
 
 
 class Measurements:
@@ -65,7 +66,8 @@ class Measurements:
             require_libraries()
         self.policies = Policies(artefacts, context.base_folder, context.recipe.model, precision)
         self.reference = reference_policy(context.recipe)
-        self.judge = judge(context.recipe)
+        self.judges = judges(context.recipe)
+        self._rewards = RewardModels(context, self.policies, artefacts, pad_id, precision, self._kept)
         self._chosen = choose_prompts(self._recipe, formatter, self._seen)
         self._prompts = self._chosen[: greedy_count(self._recipe, self._chosen)]
         self._sampled_prompts = self._chosen[: self._recipe.evaluation.kl_prompts]
@@ -77,7 +79,7 @@ class Measurements:
         if "overlap" in self._tasks:
             row.update(overlap_row([a.text for a in self._answers(name)], [p.reference for p in self.prompts]))
         if "perplexity" in self._tasks and self._recipe.data.sft is not None:
-            row.update(self._kept(f"perplexity-{name}", name, self._perplexity))
+            row.update(perplexity_of(self._likelihoods(name)) if self._held_out else {})
         if "kl" in self._tasks and self._prompts:
             row.update(sampled.kl_row(self._divergences(name)))
             row["entropy"] = entropy(self._own(name)["logps"], self._own(name)["tokens"])
@@ -100,12 +102,14 @@ class Measurements:
         """Every policy's greedy answers, by policy."""
         return {name: self._answers(name) for name in self.policies.names} if self._answers_are_needed else {}
 
-    def all_scores(self) -> dict[str, list[float]]:
-        """The judge's scores of every policy's sampled answers, by policy. Last, so that the judge is loaded once."""
-        if "score" not in self._tasks or self.judge is None or not self._prompts:
+    def all_scores(self) -> dict[str, dict[str, list[float]]]:
+        """Every policy's sampled answers as each reward model scores them, by figure (`score`, `score_heldout`) and
+        policy. Last, so that each model is loaded once.
+        """
+        if "score" not in self._tasks or not self._prompts:
             return {}
         rows = {name: self._sampled(name) for name in self.policies.names}
-        return {name: self._kept(f"score-{name}", name, partial(self._scores, rows[name]))["scores"] for name in rows}
+        return {figure: self._rewards.of_policies(figure, judge, rows) for figure, judge in self.judges.items()}
 
     def judged(self, answers: dict[str, list[Answered]]) -> Judged:
         """What the recipe's judge says of all policies, their answers and its verdicts written; empty without one."""
@@ -113,29 +117,38 @@ class Measurements:
         if settings is None or not answers:
             return Judged({})
         texts = {name: [answer.text for answer in found] for name, found in answers.items()}
-
-        def compute(name: str) -> dict[str, Any]:
-            # One policy at a time: the other ranks wait, and must not wait too long at once.
-            pair = {self.reference: texts[self.reference], name: texts[name]}
-            return from_first_rank(
-                lambda: as_plain(judge_policies(settings, self.prompts, pair, self.reference, self._progress))
-            )
-
-        kept = [self._kept(f"judged-{name}", name, compute) for name in texts if name != self.reference]
-        found = from_plain({name: value for part in kept for name, value in part.items()})
+        found = judge_one_by_one(settings, self.prompts, texts, self.reference, self._kept, self._progress)
         if self._context.ranks.is_first:
             write_judged(self._context.folder, found, self.prompts, texts, self.reference, settings.model)
         return found
 
-    def sample_lines(self, scores: dict[str, list[float]]) -> list[dict[str, Any]]:
+    def sample_lines(self, scores: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
         """All sampled answers with what was measured of each; none where nothing was to be measured of them."""
         names = self.policies.names
-        kl = {name: self._divergences(name) for name in names} if "kl" in self._tasks and self._prompts else {}
-        if not kl and not scores:
+        with_kl = names if "kl" in self._tasks and self._prompts else []
+        if not with_kl and not scores:
             return []
+        measured = {
+            "kl": {name: self._divergences(name) for name in with_kl},
+            "score": {},
+            **scores,
+            "logp": {name: self._own(name)["logps"] for name in with_kl},
+        }
         answers = {name: self._sampled_ids(name) for name in names}
         asked = [prompt for prompt, _ in self._sampled_prompts]
-        return sampled.sample_lines(asked, answers, {"kl": kl, "score": scores}, self._formatter)
+        return sampled.sample_lines(asked, answers, measured, self._formatter)
+
+    def wins(self, scores: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+        """How often each reward model scores a policy's answer above the reference's, by figure and policy."""
+        tokens = {name: [len(ids) for ids in self._sampled_ids(name)] for name in self.policies.names} if scores else {}
+        families = [prompt.origin.family for prompt, _ in self._sampled_prompts]
+        return {figure: score_wins(found, tokens, families, self.reference) for figure, found in scores.items()}
+
+    def perplexity_lines(self) -> list[dict[str, Any]]:
+        """Every policy's log-probability of every held-out demonstration; none where that was not to be measured."""
+        if "perplexity" not in self._tasks or self._recipe.data.sft is None or not self._held_out:
+            return []
+        return perplexity_lines({name: self._likelihoods(name) for name in self.policies.names})
 
     def _answers(self, name: str) -> list[Answered]:
         if not self._prompts:
@@ -158,16 +171,17 @@ class Measurements:
     def reference_scores(self, scores: dict[str, list[float]]) -> list[list[float]]:
         """Scores (P, M) of M answers of the reference to each prompt, the sampled one first; none if not asked for."""
         most = max(self._recipe.evaluation.best_of_n, default=0)
-        if not most or not scores:
+        judge = self.judges.get("score")
+        if not most or not scores or judge is None:
             return []
         prompts, numbers = [ids for _, ids in self._sampled_prompts], range(1, most)
         # First all answers, then all scores: policy and reward model may not both fit in memory.
         drawn = [self._kept(f"further-{n}", self.reference, partial(self._further, n))["answers"] for n in numbers]
         further = [
-            self._kept(f"further-score-{n}", self.reference, partial(self._scores, sampled.answer_rows(prompts, found)))
+            self._rewards.kept(f"further-score-{n}", self.reference, judge, sampled.answer_rows(prompts, found))
             for n, found in zip(numbers, drawn, strict=True)
         ]
-        columns = [scores[self.reference], *(found["scores"] for found in further)]
+        columns = [scores[self.reference], *further]
         return [list(found) for found in zip(*columns, strict=True)]
 
     def _further(self, number: int, name: str) -> dict[str, Any]:
@@ -184,11 +198,15 @@ class Measurements:
         unseen = {id(record) for record in without_seen(held_out.records, self._seen)}
         return [row for record, row in zip(held_out.records, held_out.rows, strict=True) if id(record) in unseen]
 
-    def _perplexity(self, name: str) -> dict[str, Any]:
-        if not self._held_out:
-            return {}
-        with self.policies.use(name) as model:
-            return perplexity_row(self._scorer(model), self._held_out, self._progress(f"perplexity of {name}"))
+    def _likelihoods(self, name: str) -> list[Likelihood]:
+        """What a policy gives the held-out demonstrations."""
+
+        def compute(policy: str) -> dict[str, Any]:
+            task = self._progress(f"perplexity of {policy}")
+            with self.policies.use(policy) as model:
+                return {"rows": [[r.logp, r.tokens] for r in likelihoods(self._scorer(model), self._held_out, task)]}
+
+        return [Likelihood(*row) for row in self._kept(f"perplexity-{name}", name, compute)["rows"]]
 
     def _sampled(self, name: str) -> list[Row]:
         """A policy's sampled answers behind their prompts."""
@@ -227,13 +245,6 @@ class Measurements:
         with self.policies.use(judge) as model:
             found = self._scorer(model).score(rows)
         return {"logps": [row.logp for row in found], "tokens": [row.tokens for row in found]}
-
-    def _scores(self, rows: list[Row], name: str) -> dict[str, Any]:
-        assert self.judge is not None
-        members, spec = self.policies.members(self.judge), read_spec(self._artefacts[self.judge])
-        size = self._recipe.evaluation.batch_size
-        scorer = RewardScorer(members, spec, self._pad_id, size, self._precision, self._context.ranks)
-        return {"scores": scorer.score([ids for ids, _ in rows], self._progress(f"score of {name} by {self.judge}"))}
 
     def _scorer(self, model: Any) -> Scorer:
         size = self._recipe.evaluation.batch_size

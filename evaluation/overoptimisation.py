@@ -10,7 +10,7 @@ close to both and to steeper falls; fitted by least squares, it gives the place 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -77,6 +77,19 @@ def watch(
         best=float(np.interp(peak, distance, fitted)),
         last=float(fitted[-1]),
     )
+
+
+def mean_since(scores: Mapping[float, float | None], before: float, step: float) -> float | None:
+    """Mean training reward after one measurement, up to the next; at step 0 that of the first step.
+
+    Args:
+        scores: training reward by step.
+        before, step: of two measurements that follow one another.
+    """
+    # What was measured before the first step belongs to the reward of the first rollout, which that policy sampled.
+    end = step if step > 0 else min(scores, default=0.0)
+    known = [value for at, value in scores.items() if value is not None and before < at <= end]
+    return sum(known) / len(known) if known else None
 
 
 def _complete(

@@ -1,8 +1,8 @@
 """Evaluation as a sealed node of a run: every policy side by side on the same held-out rows and prompts.
 
 Takes: all policies and reward models of the run and the held-out part of its data. Gives: `answers.jsonl` (greedy),
-`sampled.jsonl` (with every figure prompt by prompt) and the figures of `results.json`. Each measurement is kept as soon
-as it is made, so an interrupted evaluation goes on where it was.
+`sampled.jsonl` and `perplexity.jsonl` (every figure prompt by prompt), and the figures of `results.json`. Each
+measurement is kept as soon as it is made, so an interrupted evaluation goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 from data_prep.chat import ChatFormatter
 from evaluation import sampled
 from evaluation.best_of_n import best_of_lines, best_of_rows
-from evaluation.compare import differences, pairs
+from evaluation.compare import Values, differences, pairs
+from evaluation.conduct import conduct
 from evaluation.measures import (
     answer_lines,
     rule_families,
@@ -44,14 +45,16 @@ def run(context: StageContext) -> StageResult:
     evaluation = Measurements(context, ChatFormatter(tokenizer), description.pad_id, precision, artefacts)
     rows = {name: evaluation.row(name) for name in evaluation.policies.names}
     scores = evaluation.all_scores()
-    for name, found in scores.items():
-        rows[name].update(sampled.score_row(found))
+    for figure, by_policy in scores.items():
+        for name, found in by_policy.items():
+            rows[name].update(sampled.score_row(found, figure))
     answers = evaluation.all_answers()
-    samples = evaluation.sample_lines(scores)
-    drawn, ns = evaluation.reference_scores(scores), recipe.evaluation.best_of_n
+    samples, demonstrations = evaluation.sample_lines(scores), evaluation.perplexity_lines()
+    drawn, ns = evaluation.reference_scores(scores.get("score", {})), recipe.evaluation.best_of_n
     if context.ranks.is_first:
         _write_lines(context.folder / "answers.jsonl", answer_lines(evaluation.prompts, answers))
         _write_lines(context.folder / "sampled.jsonl", samples)
+        _write_lines(context.folder / "perplexity.jsonl", demonstrations)
         if drawn:
             _write_lines(context.folder / "best_of_n.jsonl", best_of_lines(drawn, ns))
     judged = evaluation.judged(answers)
@@ -59,16 +62,20 @@ def run(context: StageContext) -> StageResult:
         rows[name].update(judged.columns(name))
     right = {name: [answer.right for answer in found] for name, found in answers.items()}
     compared = pairs(recipe)
+    by_figure: dict[str, Values] = {"rule_accuracy": right, **scores}
     metrics = {
         "reference": evaluation.reference,
-        "score_by": evaluation.judge if scores else None,
+        "score_by": evaluation.judges.get("score") if scores else None,
+        "score_heldout_by": evaluation.judges.get("score_heldout") if scores else None,
+        "score_wins": evaluation.wins(scores),
         "policies": rows,
         "families": {name: rule_families(evaluation.prompts, found) for name, found in answers.items()},
+        "conduct": {name: conduct(evaluation.prompts, found) for name, found in answers.items()},
         "best_of_n": best_of_rows(drawn, ns) if drawn else [],
         "judge": {"model": recipe.evaluation.judge.model, "policies": judged.figures}
         if recipe.evaluation.judge
         else None,
-        "comparisons": differences("rule_accuracy", compared, right) + differences("score", compared, scores),
+        "comparisons": [row for figure, values in by_figure.items() for row in differences(figure, compared, values)],
     }
     return StageResult(
         form="none", tokenizer=description, precision=precision, device=str(device()), data={}, metrics=metrics

@@ -55,10 +55,10 @@ def kl_row(found: Sequence[float]) -> dict[str, Any]:
     return {"kl_to_reference": mean.estimate, "kl_ci95": mean.bounds}
 
 
-def score_row(found: Sequence[float]) -> dict[str, Any]:
-    """Mean score of a policy's answers with its interval."""
+def score_row(found: Sequence[float], figure: str = "score") -> dict[str, Any]:
+    """Mean score of a policy's answers with its interval, under the figure's name."""
     mean = bootstrap_mean_ci(found)
-    return {"score": mean.estimate, "score_ci95": mean.bounds, "score_n": mean.n} if found else {}
+    return {figure: mean.estimate, f"{figure}_ci95": mean.bounds, f"{figure}_n": mean.n} if found else {}
 
 
 def sample_lines(
@@ -72,7 +72,8 @@ def sample_lines(
     Args:
         prompts: that were answered.
         answers: token ids by policy, one answer per prompt.
-        measured: figure (`kl`, `score`) to policy to one number per prompt; null in the line where it was not measured.
+        measured: figure (`kl`, `score`, `logp`: the policy's own) to policy to one number per prompt; null in the line
+            where it was not measured.
         formatter: turns ids into text.
     """
     return [
@@ -83,6 +84,7 @@ def sample_lines(
             "response": formatter.response_text(found[index]),
             "tokens": len(found[index]),
             "eos": bool(found[index]) and found[index][-1] in formatter.stop_ids,
+            "ids": list(found[index]),
             **{figure: values[name][index] if name in values else None for figure, values in measured.items()},
         }
         for index, prompt in enumerate(prompts)

@@ -23,17 +23,19 @@ from pipeline.durable import sha256_json
 from pipeline.models.source import BaseIdentity, identify
 from pipeline.recipe.lineage import parents_of, prompts_from, reward_role, reward_sources, split_part, used_data
 from pipeline.recipe.schema import DataSetSettings, Recipe
-from pipeline.recipe.stage_settings import FUNCTION, RULES, DpoSettings, PpoSettings, RewardSource
+from pipeline.recipe.stage_settings import FUNCTION, RULES, DpoSettings, PpoSettings, RewardSource, StageSettings
 from pipeline.reward_function import RewardFunction
 
 ALGORITHM_VERSIONS = {"sft": 2, "reward": 2, "ppo": 4, "dpo": 2, "evaluation": 5}
 """Raised when a change of ours changes a kind's results, so that older artefacts are not taken for new ones."""
 EVALUATION = "evaluation"
 _NOT_IN_KEYS: dict[str, Any] = {
-    **dict.fromkeys(("policy", "init", "reward_model", "rewards", "gate"), True),
+    **dict.fromkeys(("policy", "init", "reward_model", "rewards", "gate", "watch"), True),
     "vllm": {"url": True},
 }
 """Names of earlier stages, whose keys count instead, and what says whether or where a stage runs, not what it makes."""
+_LATER = {"reward": ("seed",), "ppo": ("stop_at_turn",)}
+"""Settings that keys leave out at their default: artefacts from before there was a choice have them unsaid."""
 _NOT_JUDGED_BY: dict[str, Any] = {"judge": {"url", "timeout", "attempts", "parallel"}}
 """Where a judge is asked, and how patiently, is no part of what it says."""
 
@@ -150,7 +152,7 @@ def _stage_settings(
 ) -> dict[str, Any]:
     stage = recipe.stages[name]
     settings = {
-        "stage": stage.model_dump(mode="json", by_alias=True, exclude=_NOT_IN_KEYS),
+        "stage": _own_settings(stage),
         "seed": recipe.seed,
         **_common_settings(recipe, base),
         "data": {which: _data_settings(recipe, which, prints) for which in used_data(recipe, name)},
@@ -165,6 +167,14 @@ def _stage_settings(
         sources = enumerate(reward_sources(recipe, name))
         settings["rewards"] = [_reward_settings(recipe, name, index, source, function) for index, source in sources]
     return settings
+
+
+def _own_settings(stage: StageSettings) -> dict[str, Any]:
+    """The stage's own block, without what plays no part."""
+    dump = stage.model_dump(mode="json", by_alias=True, exclude=_NOT_IN_KEYS)
+    fields = type(stage).model_fields
+    unsaid = [name for name in _LATER.get(dump["kind"], ()) if dump[name] == fields[name].default]
+    return {name: value for name, value in dump.items() if name not in unsaid}
 
 
 def _part_settings(recipe: Recipe, name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -165,6 +166,8 @@ class WandbMirror:
     def _connect(self) -> None:
         import wandb
 
+        if self._offline:
+            _drop_unsynced(Path(self._options["dir"]), self._options["id"])
         settings = wandb.Settings(silent=True, init_timeout=_init_seconds(), console="off")
         self._run = wandb.init(mode="offline" if self._offline else "online", settings=settings, **self._options)
 
@@ -232,6 +235,8 @@ def push(settings: WandbSettings, run_dir: Path, run_name: str, stage: StageToPu
 def _push(options: Mapping[str, Any], stage: StageToPush, config: Mapping[str, Any], offline: bool) -> int:
     import wandb
 
+    if offline:
+        _drop_unsynced(Path(options["dir"]), options["id"])
     mode = wandb.Settings(silent=True, init_timeout=_init_seconds(), console="off")
     run = wandb.init(mode="offline" if offline else "online", settings=mode, config=dict(config), **options)
     # A run that was mirrored, or pushed before, goes on behind its last step; W&B would drop earlier ones anyway.
@@ -284,6 +289,17 @@ def _run_options(settings: WandbSettings, run_dir: Path, run_name: str, stage: s
         "resume": "allow",
         "dir": str(run_dir),
     }
+
+
+def _drop_unsynced(folder: Path, run_id: str) -> None:
+    """Take away what an earlier attempt wrote offline of a run and nobody has synced.
+
+    An offline run is written whole, from `metrics.jsonl`: the new one holds all that the others did, those torn by a
+    kill among them, and `wandb sync` of several with one id would send steps twice, or let one overwrite another.
+    """
+    for old in (folder / "wandb").glob(f"offline-run-*-{run_id}"):
+        if not any(old.glob("*.wandb.synced")):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _by_step(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, dict[str, Any]]]:

@@ -85,6 +85,7 @@ CHANGES: dict[str, str] = {
     "evaluation.max_new_tokens": "evaluation.max_new_tokens=5",
     "evaluation.batch_size": "evaluation.batch_size=2",
     "evaluation.best_of_n": "evaluation.best_of_n=[2, 4]",
+    "evaluation.heldout_reward": "evaluation.heldout_reward=judge",
     "evaluation.judge": "evaluation.judge={url: 'http://a', model: m}",
     "evaluation.judge.url": "evaluation.judge={url: 'http://b', model: m}",
     "evaluation.judge.model": "evaluation.judge={url: 'http://a', model: n}",
@@ -188,6 +189,7 @@ CHANGES |= {
     "stages.reward.init": "stages.reward.init=base",
     "stages.reward.center_coefficient": "stages.reward.center_coefficient=0.1",
     "stages.reward.use_margins": "stages.reward.use_margins=false",
+    "stages.reward.seed": "stages.reward.seed=5",
     "stages.reward.ensemble": "stages.reward.ensemble=2",
     "stages.reward.aggregate": "stages.reward.aggregate=min",
     "stages.reward.variance_weight": "stages.reward.variance_weight=0.7",
@@ -233,6 +235,8 @@ CHANGES |= {
     "stages.ppo.eval_every": "stages.ppo.eval_every=1",
     "stages.ppo.eval_prompts": "stages.ppo.eval_prompts=2",
     "stages.ppo.select": "stages.ppo.select=last",
+    "stages.ppo.watch": "stages.ppo.watch=judge",
+    "stages.ppo.stop_at_turn": "stages.ppo.stop_at_turn=true",
 }
 
 BESIDES: dict[str, list[str]] = {
@@ -251,6 +255,9 @@ BESIDES: dict[str, list[str]] = {
     "stages.ppo.kl_horizon": ["stages.ppo.kl_target=1"],
     "stages.ppo.stop_kl": ["stages.ppo.minibatches=2"],
     "stages.ppo.select": ["stages.ppo.kl_coef=5"],
+    "evaluation.heldout_reward": ["stages.judge.seed=5"],
+    "stages.ppo.watch": ["stages.judge.seed=5", "stages.ppo.reward_model=reward"],
+    "stages.ppo.stop_at_turn": ["stages.judge.seed=5", "stages.ppo.watch=judge"],
     "stages.ppo.overlong_penalty": ["stages.ppo.overlong_buffer=2"],
     "stages.ppo.vllm.url": ["stages.ppo.rollout_engine=vllm_server"],
     "stages.ppo.vllm.gpu_memory_utilization": ["stages.ppo.rollout_engine=vllm_colocate"],
@@ -583,11 +590,12 @@ def _evaluation(recipe: Any, tiny_folder: Path) -> Any:
     ):
         evaluation = measuring.Measurements(context, formatter, 0, "fp32", {})
         rows = {name: evaluation.row(name) for name in Stub.names}
-        evaluation._scores = lambda rows, name: {"scores": [0.5 for _ in rows]}  # type: ignore[method-assign]
+        scored = {"scores": [0.5] * len(evaluation._sampled_prompts)}
+        evaluation._rewards._scores = lambda judge, rows, name: scored  # type: ignore[method-assign]
         further = evaluation.reference_scores({evaluation.reference: [1.0] * len(evaluation._sampled_prompts)})
         answers = {name: evaluation._answers(name) for name in ("base", evaluation.reference)}
         judged = evaluation.judged(answers).figures
-    return rows, further, judged, calls
+    return rows, further, judged, calls, evaluation.judges
 
 
 def _tracking(recipe: Any) -> Any:
@@ -688,10 +696,12 @@ def _ppo(context: Any) -> Any:
     """A PPO stage, run: what it logs and leaves, the shapes of its batches, and when it saves."""
     from unittest import mock
 
+    from evaluation.overoptimisation import Turn
     from pipeline import checkpoint
     from pipeline.rollouts.generate import Generator
     from pipeline.stages import ppo, ppo_setup
 
+    turn = Turn(step=0.0, kl=0.0, best=1.0, last=0.0)
     seen: list[Any] = []
 
     def spy(owner: Any, name: str, note: Callable[..., Any]) -> Any:
@@ -712,6 +722,8 @@ def _ppo(context: Any) -> Any:
     with (
         mock.patch.object(context.tracker, "log", logged),
         mock.patch.object(ppo_setup, "make_engine", _as_vllm(ppo_setup.make_engine)),
+        # So short a run shows none of its own.
+        mock.patch.object(ppo, "turn_so_far", lambda measured, scores: turn if scores else None),
         spy(checkpoint, "commit", lambda result, folder: folder.name),
         spy(Generator, "_batch", lambda result, self, prompts, *rest: len(prompts)),
         spy(ppo, "collect", lambda result, *rest: [[micro.rows for micro in part] for part in result]),

@@ -14,6 +14,7 @@ from evaluation.judging.endpoint import Endpoint
 from evaluation.judging.judge import Match, judge_all
 from evaluation.judging.win_rate import Verdict, judged_figures
 from pipeline.recipe.schema import JudgeSettings
+from pipeline.runtime import from_first_rank
 
 Progress = Callable[[str], Callable[[int, int], None]]
 
@@ -65,6 +66,30 @@ def judge_policies(
         )
         judged[name] = list(zip(pairs, found, strict=True))
     return Judged(judged)
+
+
+def judge_one_by_one(
+    settings: JudgeSettings,
+    prompts: Sequence[Prompt],
+    answers: Mapping[str, Sequence[str]],
+    reference: str,
+    keep: Callable[[str, str, Callable[[str], dict[str, Any]]], dict[str, Any]],
+    progress: Progress,
+) -> Judged:
+    """Judge every policy on the first rank, each kept as soon as it is through.
+
+    Args:
+        settings, prompts, answers, reference, progress: as for `judge_policies`.
+        keep: keeps a measurement: its name, the policy, and what makes it.
+    """
+
+    def compute(name: str) -> dict[str, Any]:
+        # One policy at a time: the other ranks wait, and must not wait too long at once.
+        pair = {reference: answers[reference], name: answers[name]}
+        return from_first_rank(lambda: as_plain(judge_policies(settings, prompts, pair, reference, progress)))
+
+    kept = [keep(f"judged-{name}", name, compute) for name in answers if name != reference]
+    return from_plain({name: value for part in kept for name, value in part.items()})
 
 
 def write_judged(

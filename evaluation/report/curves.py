@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from evaluation.report.charts import Series, line_chart
+from evaluation.report.charts import Mark, Series, line_chart
 from evaluation.report.load import Point, Stage
 from evaluation.report.measures import plain
+from evaluation.report.watched import OPINIONS, watched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,7 @@ _MAIN = (
 )
 _PPO = (
     Panel("Score", "score", ("objective/score", "score")),
+    Panel("Score by the reward model that is watched", "score", ("score_heldout",)),
     Panel("Held-out prompts answered right", "share", ("rule_accuracy",)),
     Panel("KL to the reference", "nats per response", ("objective/kl_seq", "kl_seq")),
     Panel("Score used less the price of the KL", "score", ("objective/rlhf_reward", "objective")),
@@ -109,8 +111,18 @@ def _chart(stage: Stage, panel: Panel, by_name: dict[str, list[Point]]) -> Chart
         Legend(label=s.label, style=s.style, last=plain(s.points[-1][1]) if s.points else "–") for s in series
     )
     x_label = "rollout" if stage.kind == "ppo" else "optimiser step"
-    svg = line_chart(f"{panel.title} of {stage.name}", series, x_label=x_label, y_label=unit)
+    marks = [mark for mark in (_turn(stage, panel, line) for line in series) if mark]
+    svg = line_chart(f"{panel.title} of {stage.name}", series, x_label=x_label, y_label=unit, marks=marks)
     return Chart(title=panel.title, svg=svg, legend=legend, left_out=sum(point.value is None for point in points))
+
+
+def _turn(stage: Stage, panel: Panel, line: Series) -> Mark | None:
+    """Where over-optimisation began, on the line of held-out measurements that showed it."""
+    seen = watched(stage) if stage.kind == "ppo" and line.points and set(panel.names) & set(OPINIONS) else None
+    if seen is None or seen.step is None or seen.opinion not in panel.names:
+        return None
+    step = seen.step
+    return Mark(*min(line.points, key=lambda point: abs(point[0] - step)), "turned here")
 
 
 def _by_split(points: Sequence[Point]) -> list[Series]:

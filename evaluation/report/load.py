@@ -15,6 +15,7 @@ from typing import Any
 from evaluation.report import files
 from evaluation.report.answers import Answer, Rollout, answers_in, rollouts_in
 from evaluation.report.provenance import Provenance, provenance_from
+from evaluation.report.rates import BestOf, Rate, Tally, Wins, best_of, rates, tallies, wins
 from pipeline.errors import DataError
 
 EVALUATION = "evaluation"
@@ -61,25 +62,6 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BestOf:
-    """The best of n answers of the reference, by the reward model that scores all policies."""
-
-    n: int
-    kl_bound: float
-    """Its divergence from the reference is at most this."""
-    score: float
-    bounds: tuple[float, float] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """How many prompts of one family a policy answered right."""
-
-    n: int | None
-    correct: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """All that a run directory says."""
 
@@ -93,6 +75,12 @@ class Run:
     reference: str
     score_by: str
     """The reward stage whose model scored the policies; empty for none."""
+    score_heldout_by: str
+    """The reward stage that no policy was trained against and that scored them too; empty for none."""
+    score_wins: Mapping[str, Mapping[str, Wins]]
+    """By figure (`score`, `score_heldout`) and policy: how often its answer scored above the reference's."""
+    conduct: Mapping[str, Mapping[str, Rate]]
+    """By policy: what it did with harmful, harmless and unanswerable prompts."""
     policies: Mapping[str, Mapping[str, Any]]
     families: Mapping[str, Mapping[str, Tally]]
     comparisons: tuple[Comparison, ...]
@@ -129,10 +117,13 @@ def load_run(directory: Path) -> Run:
         stages=stages,
         reference=files.text(measured.get("reference")),
         score_by=files.text(measured.get("score_by")),
+        score_heldout_by=files.text(measured.get("score_heldout_by")),
+        score_wins={name: wins(row) for name, row in files.mapping(measured.get("score_wins")).items()},
+        conduct={name: rates(row) for name, row in files.mapping(measured.get("conduct")).items()},
         policies={name: files.mapping(row) for name, row in files.mapping(measured.get("policies")).items()},
-        families={name: _tallies(row) for name, row in files.mapping(measured.get("families")).items()},
+        families={name: tallies(row) for name, row in files.mapping(measured.get("families")).items()},
         comparisons=tuple(c for row in files.objects(measured.get("comparisons")) if (c := _comparison(row))),
-        best_of_n=tuple(b for row in files.objects(measured.get("best_of_n")) if (b := _best_of(row))),
+        best_of_n=tuple(b for row in files.objects(measured.get("best_of_n")) if (b := best_of(row))),
         judge=files.text(judge.get("model")),
         judged={name: files.mapping(row) for name, row in files.mapping(judge.get("policies")).items()},
         answers=answers,
@@ -203,18 +194,3 @@ def _comparison(row: Mapping[str, Any]) -> Comparison | None:
         bounds=files.bounds(row.get("ci95")),
         n=files.whole(row.get("n")),
     )
-
-
-def _best_of(row: Mapping[str, Any]) -> BestOf | None:
-    n, bound, score = files.whole(row.get("n")), files.number(row.get("kl_bound")), files.number(row.get("score"))
-    if n is None or bound is None or score is None:
-        return None
-    return BestOf(n=n, kl_bound=bound, score=score, bounds=files.bounds(row.get("score_ci95")))
-
-
-def _tallies(row: object) -> Mapping[str, Tally]:
-    cells = {family: files.mapping(cell) for family, cell in files.mapping(row).items()}
-    return {
-        family: Tally(n=files.whole(cell.get("n")), correct=files.whole(cell.get("correct")))
-        for family, cell in cells.items()
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from evaluation.report.files import bounds, number, text, whole
+from evaluation.report.files import bounds, mapping, number, text, whole
 from evaluation.report.load import Stage
 from evaluation.report.measures import alike, count, measure_named, over, plain
 
@@ -130,7 +130,10 @@ def _kept(metrics: Mapping[str, Any]) -> str:
 
 
 def _ended(metrics: Mapping[str, Any]) -> str:
-    return " Training ended early, over kl_max." if text(metrics.get("stopped")) else ""
+    if not text(metrics.get("stopped")):
+        return ""
+    why = "as the held-out score had turned" if mapping(metrics.get("turned")) else "over kl_max"
+    return f" Training ended early, {why}."
 
 
 _OUTCOMES: Mapping[str, Callable[[Stage], str]] = {"sft": _sft, "reward": _reward, "dpo": _pairs, "ppo": _ppo}

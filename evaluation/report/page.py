@@ -13,11 +13,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.report import measures, sections
+from evaluation.report.conduct_section import conduct_table
 from evaluation.report.curves import curves
 from evaluation.report.load import Run, load_run
 from evaluation.report.outcomes import outcome_of
 from evaluation.report.ppo_section import ppo_sections
 from evaluation.report.reward_section import reward_sections
+from evaluation.report.wins_section import win_tables
 from evaluation.report.words import findings, state
 from pipeline.durable import write_text_atomically
 
@@ -44,6 +46,8 @@ def render(run: Run) -> str:
         stage_outcomes=[(stage.name, told) for stage in run.stages if (told := outcome_of(stage))],
         policies=sections.policy_table(run),
         families=sections.family_table(run),
+        wins=win_tables(run),
+        conduct=conduct_table(run),
         reward_sections=reward_sections(run),
         ppo_sections=ppo_sections(run, drawn),
         stage_curves=drawn,

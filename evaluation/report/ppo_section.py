@@ -35,6 +35,8 @@ class Measured:
     score: float
     kl: float
     objective: float | None
+    heldout: float | None
+    """Score by the reward model that is watched."""
     eos_rate: float | None
     tokens: float | None
     kept: bool
@@ -102,6 +104,7 @@ def _measured(metrics: Mapping[str, Any]) -> Iterable[Measured]:
                 score=score,
                 kl=kl,
                 objective=number(row.get("objective")),
+                heldout=number(row.get("score_heldout")),
                 eos_rate=number(row.get("eos_rate")),
                 tokens=number(row.get("len_mean")),
                 kept=rollout == kept,
@@ -118,8 +121,10 @@ def _frontier(stage: Stage, measured: Sequence[Measured]) -> Markup:
         if one.kept
     ]
     line = Series(label="held-out score", style="eval", points=points, hints=hints)
+    second = tuple((_root(one.kl), one.heldout) for one in measured if one.heldout is not None)
+    lines = [line, Series(label="score by the model that is watched", style="other", points=second)]
     return line_chart(
-        f"Held-out score of {stage.name} against the square root of its KL", [line],
+        f"Held-out score of {stage.name} against the square root of its KL", lines,
         x_label=f"square root of the KL to {start_of(stage)}, in nats per response", y_label="held-out score",
         steps=False, x_range=(0.0,), marks=marks,
     )  # fmt: skip

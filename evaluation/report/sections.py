@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from evaluation.report.answers import Answer, Prompt
-from evaluation.report.load import Run, Tally
+from evaluation.report.load import Run
 from evaluation.report.measures import Cell, Measure, cell, measured
 from evaluation.report.provenance import DataSet
+from evaluation.report.rates import Tally
 
 SAMPLE_PROMPTS = 12
 RESPONSE_CHARACTERS = 1500

@@ -15,10 +15,11 @@ from evaluation.report.measures import plain
 if TYPE_CHECKING:
     from evaluation.overoptimisation import Turn
 
-_OPINIONS: Mapping[str, str] = {
+OPINIONS: Mapping[str, str] = {
     "score_heldout": "the held-out score of a reward model that training does not use",
     "rule_accuracy": "the share of held-out prompts answered right",
 }
+"""What can show that the reward has stopped to mean something: held-out figures of a PPO stage, the best first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,33 +28,40 @@ class Watched:
 
     told: str
     turned: bool
+    opinion: str = ""
+    """Name of the held-out figure that was watched."""
+    step: float | None = None
+    """Where it turned."""
 
 
 def watched(stage: Stage) -> Watched | None:
     """A sentence on the stage; None where it logged no second opinion at all."""
     # Reports are written by a light process, which most of them need no numpy for.
-    from evaluation.overoptimisation import LEAST, watch
+    from evaluation.overoptimisation import LEAST, mean_since, watch
 
     held_out = _by_step(stage, "eval")
-    opinion = next((name for name in _OPINIONS if any(name in row for row in held_out.values())), None)
+    opinion = next((name for name in OPINIONS if any(name in row for row in held_out.values())), None)
     if opinion is None:
         return None
     steps = [step for step in sorted(held_out) if opinion in held_out[step]]
     if len(steps) < LEAST:
-        few = f"{len(steps)} measurements of {_OPINIONS[opinion]}"
+        few = f"{len(steps)} measurements of {OPINIONS[opinion]}"
         return Watched(told=f"Too few to watch for over-optimisation: {few}, {LEAST} are needed.", turned=False)
-    training = [_mean_since(stage, before, step) for before, step in zip([-1.0, *steps], steps, strict=False)]
+    rewards = {p.step: p.value for p in stage.points if p.split == "train" and p.name == "objective/score"}
+    training = [mean_since(rewards, before, step) for before, step in zip([-1.0, *steps], steps, strict=False)]
     scores, kl = ([held_out[step].get(name) for step in steps] for name in (opinion, "kl_seq"))
     turn = watch(steps, training, scores, kl)
-    return Watched(told=_told(turn, opinion), turned=turn is not None)
+    return Watched(
+        told=_told(turn, opinion), turned=turn is not None, opinion=opinion, step=None if turn is None else turn.step
+    )
 
 
 def _told(turn: Turn | None, opinion: str) -> str:
     if turn is None:
-        return f"No over-optimisation shown: {_OPINIONS[opinion]} has not turned while the training reward rose."
+        return f"No over-optimisation shown: {OPINIONS[opinion]} has not turned while the training reward rose."
     at = "" if turn.kl is None else f", at {plain(turn.kl)} nats"
     return (
-        f"Over-optimisation: the training reward still rises, but {_OPINIONS[opinion]} turned near rollout "
+        f"Over-optimisation: the training reward still rises, but {OPINIONS[opinion]} turned near rollout "
         f"{turn.step:.0f}{at}, and fell from {plain(turn.best)} to {plain(turn.last)}. Later policies have learned the "
         "faults of the reward: hand on one from before, raise kl_coef, or end earlier."
     )
@@ -65,12 +73,3 @@ def _by_step(stage: Stage, split: str) -> dict[float, dict[str, float | None]]:
         if point.split == split:
             found.setdefault(point.step, {})[point.name] = point.value
     return found
-
-
-def _mean_since(stage: Stage, before: float, step: float) -> float | None:
-    """Mean training reward of the rollouts after one measurement, up to the next; at step 0 of the first rollout."""
-    scores = {p.step: p.value for p in stage.points if p.split == "train" and p.name == "objective/score"}
-    # What was measured before the first step belongs to the reward of the first rollout, which that policy sampled.
-    end = step if step > 0 else min(scores, default=0.0)
-    known = [value for at, value in scores.items() if value is not None and before < at <= end]
-    return sum(known) / len(known) if known else None

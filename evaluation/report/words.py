@@ -14,6 +14,8 @@ _PHRASES = {
     "rule_accuracy": "{after} answers {size} {more} of {of} held-out prompts right than {before}",
     "preference_accuracy": "{after} prefers the chosen answer in {size} {more} of {of} held-out pairs than {before}",
     "win_rate": "{after} wins {size} {more} of {of} comparisons than {before}",
+    "score_heldout": "{after} scores {size} {higher} than {before} by a reward model that training did not use on {of} "
+    "held-out prompts",
     "score": "{after} scores {size} {higher} than {before} by the reward model on {of} held-out prompts",
 }
 _SUBJECTS = {"rule_accuracy": "held-out prompts answered right", "preference_accuracy": "pairs with chosen preferred"}

@@ -13,9 +13,10 @@ from typing import Any
 
 from pipeline.errors import RecipeError
 from pipeline.recipe.batch import accumulation_steps
+from pipeline.recipe.checks_heldout import check_heldout
 from pipeline.recipe.checks_ppo import check_ppo
 from pipeline.recipe.foreign import NO_SECRETS, secrets_in, trainer_arg_problem
-from pipeline.recipe.lineage import BASE, earlier, used_data, why_not, written_start
+from pipeline.recipe.lineage import BASE, earlier, heldout_reward, used_data, why_not, written_start
 from pipeline.recipe.places import KeyPath, Places, Problem
 from pipeline.recipe.schema import DataSetSettings, Recipe
 from pipeline.recipe.source import REPOSITORY
@@ -51,6 +52,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
         *(problem for name in recipe.stages for problem in _stage(recipe, name)),
         *_evaluation(recipe),
         *_secrets(recipe.model_dump(mode="json", by_alias=True)),
+        *check_heldout(recipe),
     ]
 
 
@@ -141,7 +143,9 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
 
 def _evaluation(recipe: Recipe) -> Iterator[Problem]:
     asked = recipe.evaluation
-    scores = "score" in asked.tasks and any(stage.kind == "reward" for stage in recipe.stages.values())
+    judging = heldout_reward(recipe)
+    rewards = [name for name, stage in recipe.stages.items() if stage.kind == "reward" and name != judging]
+    scores = "score" in asked.tasks and bool(rewards)
     if asked.best_of_n and not scores:
         text = "there is nothing to choose the best by; add a reward stage, and keep score in evaluation.tasks"
         yield Problem(("evaluation", "best_of_n"), text)

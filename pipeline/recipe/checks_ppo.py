@@ -11,6 +11,7 @@ from functools import reduce
 from pydantic import BaseModel
 
 from pipeline.errors import RecipeError
+from pipeline.recipe.checks_heldout import check_watch
 from pipeline.recipe.lineage import earlier, reward_sources, why_not
 from pipeline.recipe.places import KeyPath, Places, Problem
 from pipeline.recipe.schema import Recipe
@@ -28,6 +29,7 @@ def check_ppo(recipe: Recipe, name: str, stage: PpoSettings) -> Iterator[Problem
     yield from _rollouts(stage, at)
     yield from _divergence(stage, at)
     yield from _unused(recipe, name, stage, at)
+    yield from check_watch(recipe, name, stage)
     if stage.precision == "fp16":
         yield Problem((*at, "precision"), "PPO computes in bf16 or fp32, as fp16's range needs a scaled loss; use one")
     if stage.ptx_coef > 0 and recipe.data.sft is None:

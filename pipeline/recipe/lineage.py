@@ -18,6 +18,8 @@ from pipeline.recipe.vocabulary import nearest
 BASE = "base"
 POLICY_KINDS = ("sft", "dpo", "ppo")
 DataName = Literal["sft", "preference"]
+WATCHED = "watched"
+"""Role of the reward stage that a PPO stage watches, among its parents."""
 ASKING_TASKS = ("rules", "kl", "score", "overlap")
 """Tasks of the evaluation that need prompts to be answered."""
 
@@ -86,8 +88,16 @@ def reward_sources(recipe: Recipe, stage_name: str) -> tuple[RewardSource, ...]:
         return ()
     if stage.rewards is not None:
         return stage.rewards
-    found = stage.reward_model or next(reversed(earlier(recipe, stage_name, ("reward",))), None)
+    judging = (stage.watch, heldout_reward(recipe))
+    to_train_on = [name for name in earlier(recipe, stage_name, ("reward",)) if name not in judging]
+    found = stage.reward_model or next(reversed(to_train_on), None)
     return () if found is None else (RewardSource.model_validate({"from": found}),)
+
+
+def heldout_reward(recipe: Recipe) -> str | None:
+    """Return the reward stage that is kept for judging: what evaluation names, else what a PPO stage watches."""
+    watched = (stage.watch for stage in recipe.stages.values() if isinstance(stage, PpoSettings))
+    return recipe.evaluation.heldout_reward or next(filter(None, watched), None)
 
 
 def reward_role(index: int) -> str:
@@ -102,6 +112,9 @@ def parents_of(recipe: Recipe, stage_name: str) -> dict[str, str]:
     for index, source in enumerate(reward_sources(recipe, stage_name)):
         if source.from_ in recipe.stages:
             parents[reward_role(index)] = source.from_
+    stage = recipe.stages[stage_name]
+    if isinstance(stage, PpoSettings) and stage.watch is not None:
+        parents[WATCHED] = stage.watch
     return parents
 
 

@@ -185,6 +185,11 @@ class EvaluationSettings(Settings):
         description="Score the best of so many answers of the reference too, such as [2, 4, 8]. Off unless written.",
     )
     judge: JudgeSettings | None = Field(None, description="A language model as judge; off unless written.")
+    heldout_reward: StageName | None = Field(
+        None,
+        description="Reward stage that no policy was trained against, whose score stands beside the reward model's "
+        "(default: what a PPO stage watches, if one does).",
+    )
 
 
 class WandbSettings(Settings):

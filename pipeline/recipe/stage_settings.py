@@ -105,6 +105,9 @@ class RewardSettings(OfflineSettings):
         0.0, description="Weight of (r_chosen + r_rejected)^2, which keeps scores near zero (0.01 where wanted)."
     )
     use_margins: bool = Field(True, description="Ask for the margin that a pair states, where it states one.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+        None, description="Seeds its head and the order of its pairs (default: the recipe's seed)."
+    )
     ensemble: PositiveInt = Field(1, description="Train so many models, which differ by seed, and score with all.")
     aggregate: Literal["mean", "min", "mean_minus_variance"] = Field(
         "mean", description="How an ensemble's scores become one."
@@ -235,10 +238,18 @@ class PpoSettings(StageSettings):
     )
     eval_every: PositiveInt = Field(10, description="Rollouts between two measurements on held-out prompts.")
     eval_prompts: PositiveInt = Field(64, description="Held-out prompts of these measurements.")
-    select: Literal["best", "last"] = Field(
+    select: Literal["best", "last", "heldout"] = Field(
         "best",
         description="Which policy is handed on: the best on held-out prompts, the one it started from included, by "
-        "score less kl_coef times divergence; or the last.",
+        "score less kl_coef times divergence; the last; or the best by the score of `watch`, less the same.",
+    )
+    watch: StageName | None = Field(
+        None,
+        description="Earlier reward stage, none of the rewards, that scores the held-out answers too: shows when the "
+        "reward is over-optimised.",
+    )
+    stop_at_turn: bool = Field(
+        False, description="End training once the score of `watch` has turned while the training reward still rises."
     )
 
 

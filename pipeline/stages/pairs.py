@@ -41,8 +41,13 @@ def write_train_rows(context: StageContext, train: Pairs) -> None:
 
 def write_held_out(context: StageContext, lines: Iterable[Mapping[str, Any]]) -> None:
     """Leave one line per held-out pair (first rank only)."""
+    write_lines(context, HELD_OUT_PAIRS, lines)
+
+
+def write_lines(context: StageContext, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Leave one JSON object per line in a file of the artefact (first rank only)."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (context.folder / HELD_OUT_PAIRS).write_text(text, encoding="utf-8")
+    (context.folder / name).write_text(text, encoding="utf-8")
 
 
 def keep_together(

@@ -28,6 +28,7 @@ from pipeline.rollouts.collect import Shaping, collect, lay_out
 from pipeline.rollouts.rewards import Episode, Scores
 from pipeline.runtime import barrier, resolve_precision, seed_everything
 from pipeline.stages.policy import save_policy
+from pipeline.stages.ppo_held_out import HELD_OUT, append_rows, leave_rows, rewind_rows
 from pipeline.stages.ppo_metrics import Times, rollout_metrics
 from pipeline.stages.ppo_roles import make_roles
 from pipeline.stages.ppo_selection import Examiner, Measurement, gains, is_better
@@ -43,6 +44,7 @@ from pipeline.stages.ppo_spreading import Spreader
 from pipeline.stages.ppo_state import Keeper, Progress, require_same_launch
 from pipeline.stages.ppo_update import Learner
 from pipeline.stages.round_trip import require_same_policy
+from pipeline.stages.ppo_watch import as_figures, sentence, turn_so_far
 
 SAMPLES = "rollouts.jsonl"
 """In the artefact: some answers of every logged rollout, with score and divergence."""
@@ -81,6 +83,7 @@ def run(context: StageContext) -> StageResult:
         trained = prompt_hashes([prompt for prompt, _ in prompts.train])
         seen = seen_prompts(context.parents) | set(trained)
         (context.folder / TRAIN_PROMPTS).write_text("\n".join(sorted(seen)) + "\n")
+        leave_rows(context)
         samples = context.work / SAMPLES
         if samples.is_file():
             text = samples.read_text(encoding="utf-8")
@@ -117,7 +120,7 @@ class _Loop:
             self._consider(progress)
         context.console.progress("rollout", progress.rollouts, total)
         context.expect_steps(total)
-        while progress.rollouts < total and not progress.over_budget:
+        while progress.rollouts < total and not (progress.over_budget or progress.stopped):
             # Whatever a user's reward draws is so the same in a run that was interrupted.
             seed_everything(_seed(context.recipe.seed, progress.rollouts))
             headline = self._rollout(progress, prompts, total)
@@ -161,7 +164,8 @@ class _Loop:
             for broken in passed_over:
                 context.console.say(f"{broken.name} was not complete when the run ended; it is left out")
             context.tracker.rewind(progress.rollouts if found else -1, keep_held_out=True)
-            _rewind_samples(context, progress.rollouts)
+            for name in (SAMPLES, HELD_OUT):
+                rewind_rows(context.work / name, progress.rollouts if found else -1)
             if found:
                 context.console.say(f"going on from rollout {progress.rollouts}")
         barrier()
@@ -210,6 +214,7 @@ class _Loop:
         reach("rollout.learned")
         progress.first_maxdev = max(progress.first_maxdev, report.first_maxdev)
         progress.rollouts += 1
+        progress.scores.append(metrics["objective/score"])
         progress.episodes += len(episodes)
         tokens = sum(len(e.answer.ids) for e in episodes)
         metrics |= {
@@ -237,6 +242,19 @@ class _Loop:
             progress.selected = found
             self._keeper.select()
         _log_measurement(self._context, progress, found)
+        self._look_for_a_turn(progress)
+
+    def _look_for_a_turn(self, progress: Progress) -> None:
+        """Say when the score that is watched has turned, and end training where the recipe asks for that."""
+        judge, ends = self._settings.watch, self._settings.stop_at_turn
+        turn = turn_so_far(progress.measured, progress.scores) if judge and progress.turned is None else None
+        if turn is None or judge is None:
+            return
+        progress.turned = as_figures(turn)
+        told = sentence(progress.turned, judge, progress.rollouts, ends=ends)
+        self._context.console.say(told)
+        if ends:
+            progress.stopped = told
 
     def _require_health(self, progress: Progress, episodes: list[Episode], metrics: dict[str, float]) -> None:
         """Stop at what more training would only make worse; the last complete checkpoint stays.
@@ -296,9 +314,12 @@ def _log_measurement(context: StageContext, progress: Progress, found: Measureme
     }  # fmt: skip
     if found.rule_accuracy is not None:
         values["rule_accuracy"] = found.rule_accuracy
+    if found.score_heldout is not None:
+        values["score_heldout"] = found.score_heldout
     progress.measured.append({"rollout": found.rollout, **values})
     if context.ranks.is_first:
         context.tracker.log(found.rollout, "eval", values)
+        append_rows(context, found)
     context.console.say(
         f"held-out prompts after rollout {found.rollout}: score {found.score:.3f}, KL {found.kl:.2f}, "
         f"{found.eos_rate:.0%} end"
@@ -328,21 +349,6 @@ def _write_samples(
         stream.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def _rewind_samples(context: StageContext, rollouts: int) -> None:
-    """Forget the samples of rollouts that will run again, and a torn last line."""
-    path = context.work / SAMPLES
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["rollout"] <= rollouts:
-                kept.append(line)
-        except ValueError:
-            break
-    write_text_atomically(path, "".join(line + "\n" for line in kept))
-
-
 def _metrics(progress: Progress, learner: Learner) -> dict[str, Any]:
     return {
         **gains(progress.before, progress.selected),
@@ -352,6 +358,7 @@ def _metrics(progress: Progress, learner: Learner) -> dict[str, Any]:
         "steps": learner.steps,
         "kl_coef": progress.kl_coef,
         "ratio_first_minibatch_maxdev": progress.first_maxdev,
-        "stopped": progress.over_budget or None,
+        "stopped": progress.over_budget or progress.stopped or None,
         "measured": progress.measured,
+        **({"turned": progress.turned} if progress.turned else {}),
     }

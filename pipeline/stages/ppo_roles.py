@@ -17,7 +17,7 @@ from pipeline.models.forward import trunk_of, vocabulary_head, without_dropout
 from pipeline.models.load import device, load_base
 from pipeline.models.reward_model import RewardSpec, head_of, member_folders, read_spec
 from pipeline.models.roles import POLICY, REFERENCE, VALUE, Roles, Trunk
-from pipeline.recipe.lineage import reward_role, reward_sources
+from pipeline.recipe.lineage import WATCHED, reward_role, reward_sources
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.stages.policy import Policy, load_policy, load_reference
 from pipeline.stages.ppo_spreading import Spreader
@@ -33,10 +33,12 @@ class RewardModel:
     weight: float
     members: tuple[str, ...]
     """Role of each member."""
+    watched: bool = False
+    """Kept for judging: no part of the reward."""
 
 
 def reward_models(context: StageContext) -> list[RewardModel]:
-    """The sealed reward models among the stage's rewards, in order."""
+    """The sealed reward models among the stage's rewards, in order, and behind them the one that it watches."""
     found = []
     for index, source in enumerate(reward_sources(context.recipe, context.stage)):
         parent = context.parents.get(reward_role(index))
@@ -45,6 +47,10 @@ def reward_models(context: StageContext) -> list[RewardModel]:
             found.append(
                 RewardModel(artefact=parent, spec=read_spec(parent), weight=source.weight, members=members)
             )  # fmt: skip
+    watched = context.parents.get(WATCHED)
+    if watched is not None:
+        members = tuple(f"{WATCHED}_{k + 1}" for k in range(len(member_folders(watched))))
+        found.append(RewardModel(artefact=watched, spec=read_spec(watched), weight=0.0, members=members, watched=True))
     return found
 
 
@@ -96,10 +102,15 @@ def _on_one_base(
     if parent is not None:
         adapters.attach_frozen(model, parent.weights, REFERENCE)
         adapters_of[REFERENCE] = REFERENCE
-    for found in models:
+
+    def attach(found: RewardModel) -> None:
         for role, folder in zip(found.members, member_folders(found.artefact), strict=True):
             adapters.attach_reward(model, folder, role)
             adapters_of[role], heads[role] = role, head_of(folder)
+
+    for found in models:
+        if not found.watched:
+            attach(found)
     start = _value_start(models, settings)
     if start is not None:
         adapters.attach_reward(model, member_folders(start.artefact)[0], VALUE)
@@ -107,6 +118,10 @@ def _on_one_base(
         adapters.attach_frozen(model, parent.weights, VALUE)
     else:
         model.add_adapter(VALUE, model.peft_config[adapters.TRAINED])
+    for found in models:
+        # Behind the value model, whose new weights are drawn at random: watching must not change them.
+        if found.watched:
+            attach(found)
     heads[VALUE] = _value_head(start, trunk.config.hidden_size, settings)
     trunks = {
         role: Trunk(
@@ -175,7 +190,8 @@ def _prepare(trunks: dict[str, Trunk], heads: dict[str, Linear], model: Any, set
 
 def _value_start(models: Sequence[RewardModel], settings: PpoSettings) -> RewardModel | None:
     """The reward model that the value model starts as a copy of, if any."""
-    return None if settings.value_init == "zero" or not models else models[0]
+    rewarding = [model for model in models if not model.watched]
+    return None if settings.value_init == "zero" or not rewarding else rewarding[0]
 
 
 def _value_head(start: RewardModel | None, hidden_size: int, settings: PpoSettings) -> Linear:

@@ -36,13 +36,28 @@ class Measurement:
     """What policies are compared by: mean score after penalties less kl_coef times the divergence."""
     eos_rate: float
     response_tokens: float
+    scores_heldout: list[float] | None = None
+    """By the reward model that is watched, prompt by prompt; None without one."""
     rule_accuracy: float | None = None
     """Share of answers that pass their prompts' rules; None where no prompt has one. Not optimised unless rewarded."""
+
+    def rows(self) -> list[dict[str, float | None]]:
+        """What each prompt gave, in order."""
+        watched: list[float | None] = [None] * len(self.scores)
+        if self.scores_heldout is not None:
+            watched = [*self.scores_heldout]
+        columns = zip(self.scores, self.divergences, watched, strict=True)
+        return [{"score": score, "kl": kl, "score_heldout": second} for score, kl, second in columns]
 
     @property
     def score(self) -> float:
         """Mean score."""
         return sum(self.scores) / len(self.scores)
+
+    @property
+    def score_heldout(self) -> float | None:
+        """Mean score by the reward model that is watched."""
+        return None if self.scores_heldout is None else sum(self.scores_heldout) / len(self.scores_heldout)
 
     @property
     def kl(self) -> float:
@@ -81,6 +96,7 @@ class Examiner:
             objective=sum(found.used) / count - settings.kl_coef * sum(divergences) / count,
             eos_rate=sum(episode.answer.stopped for episode in episodes) / count,
             response_tokens=sum(len(episode.answer.ids) for episode in episodes) / count,
+            scores_heldout=None if bench.watched is None else bench.watched.scores(episodes),
             rule_accuracy=_rule_accuracy(episodes),
         )
 
@@ -94,7 +110,16 @@ def is_better(new: Measurement, best: Measurement | None, settings: PpoSettings)
     """Whether a new measurement takes the place of the one selected so far; never outside the KL budget."""
     if settings.kl_max is not None and new.kl > settings.kl_max:
         return False
-    return best is None or settings.select == "last" or new.objective > best.objective
+    if best is None or settings.select == "last":
+        return True
+    return _worth(new, settings) > _worth(best, settings)
+
+
+def _worth(found: Measurement, settings: PpoSettings) -> float:
+    """What policies are compared by: the objective, or the same with the score of the model that is watched."""
+    if settings.select == "heldout" and found.score_heldout is not None:
+        return found.score_heldout - settings.kl_coef * found.kl
+    return found.objective
 
 
 def gains(before: Measurement | None, selected: Measurement | None) -> dict[str, Any]:
@@ -115,4 +140,18 @@ def gains(before: Measurement | None, selected: Measurement | None) -> dict[str,
         "response_tokens_before": before.response_tokens,
         "response_tokens": selected.response_tokens,
         "eval_n": len(before.scores),
+        **_heldout_gain(before, selected),
+    }
+
+
+def _heldout_gain(before: Measurement, selected: Measurement) -> dict[str, Any]:
+    """The same by the reward model that is watched; nothing without one."""
+    if before.scores_heldout is None or selected.scores_heldout is None:
+        return {}
+    gain = paired_bootstrap_ci(before.scores_heldout, selected.scores_heldout)
+    return {
+        "score_heldout_before": before.score_heldout,
+        "score_heldout": selected.score_heldout,
+        "score_heldout_gain": gain.estimate,
+        "score_heldout_gain_ci95": gain.bounds,
     }

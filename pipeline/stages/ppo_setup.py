@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data_prep.build import encode_demonstrations
@@ -18,7 +18,7 @@ from data_prep.records import Prompt
 from pipeline.context import StageContext
 from pipeline.errors import DataError, RecipeError, TrivetError
 from pipeline.models.roles import Roles
-from pipeline.recipe.lineage import reward_role, reward_sources
+from pipeline.recipe.lineage import WATCHED, reward_role, reward_sources
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.stage_settings import FUNCTION, RULES, PpoSettings, RewardSource
 from pipeline.rollouts.answers import Engine, Progress, Sampling
@@ -36,7 +36,7 @@ from pipeline.rollouts.rewards import (
 from pipeline.runtime import Ranks
 from pipeline.stages.policy import Policy
 from pipeline.stages.ppo_engine import make_engine
-from pipeline.stages.ppo_roles import reward_models
+from pipeline.stages.ppo_roles import RewardModel, reward_models
 from pipeline.stages.ppo_update import Draw, Row
 
 PromptRow = tuple[Prompt, list[int]]
@@ -65,6 +65,8 @@ class Bench:
     penalties: Penalties
     formatter: ChatFormatter
     pad_id: int
+    watched: Reward | None = None
+    """Scores held-out answers too, and is no part of the reward."""
 
     def answer(self, prompts: Sequence[PromptRow], seed: int, progress: Progress | None = None) -> list[Episode]:
         """One sampled answer per prompt, on every rank."""
@@ -101,6 +103,7 @@ def make_bench(
         ),
         formatter=formatter,
         pad_id=pad_id,
+        watched=make_watched(context, settings, roles, pad_id),
     )
 
 
@@ -111,8 +114,9 @@ def require_gate(context: StageContext, settings: PpoSettings) -> None:
         TrivetError: with the model's figures, and how to override.
     """
     asked = settings.gate.min_accuracy
-    for index, source in enumerate(reward_sources(context.recipe, context.stage)):
-        parent = context.parents.get(reward_role(index))
+    named = [(source.from_, reward_role(i)) for i, source in enumerate(reward_sources(context.recipe, context.stage))]
+    for name, role in [*named, (settings.watch, WATCHED)]:
+        parent = context.parents.get(role)
         if parent is None or asked == 0:
             continue
         accuracy, interval = (parent.manifest.metrics.get(k) for k in ("eval_accuracy", "eval_accuracy_ci95"))
@@ -121,12 +125,12 @@ def require_gate(context: StageContext, settings: PpoSettings) -> None:
         )
         if accuracy is None or interval is None:
             raise TrivetError(
-                f"stage {context.stage}: reward model {source.from_} was measured on no held-out pairs, so nothing "
+                f"stage {context.stage}: reward model {name} was measured on no held-out pairs, so nothing "
                 f"says that its scores mean anything; raise data.preference.eval_fraction, or {override}"
             )
         if interval[0] <= asked:
             raise TrivetError(
-                f"stage {context.stage}: reward model {source.from_} prefers the better answer in {accuracy:.0%} of "
+                f"stage {context.stage}: reward model {name} prefers the better answer in {accuracy:.0%} of "
                 f"{parent.manifest.metrics['eval_n']} held-out pairs [{interval[0]:.2f}, {interval[1]:.2f}]; the gate "
                 f"asks for a lower end above {asked:.2f}: {override}"
             )
@@ -138,17 +142,8 @@ def make_rewards(context: StageContext, settings: PpoSettings, roles: Roles, pad
 
     def one(source: RewardSource) -> Reward:
         if source.from_ in context.recipe.stages:
-            found = next(sealed)
-            return StageReward(
-                name=source.from_,
-                roles=roles,
-                members=found.members,
-                spec=found.spec,
-                normalised=settings.normalise_scores,
-                pad_id=pad_id,
-                batch_size=settings.per_device_batch_size,
-                ranks=context.ranks,
-            )
+            stage = stage_reward(source.from_, next(sealed), context, settings, roles, pad_id)
+            return replace(stage, normalised=settings.normalise_scores)
         if source.from_ == RULES:
             return RuleReward()
         if source.from_ == FUNCTION:
@@ -157,6 +152,28 @@ def make_rewards(context: StageContext, settings: PpoSettings, roles: Roles, pad
         return foreign_reward(source.from_, settings.per_device_batch_size, context.ranks)
 
     return [(one(source), source.weight) for source in reward_sources(context.recipe, context.stage)]
+
+
+def make_watched(context: StageContext, settings: PpoSettings, roles: Roles, pad_id: int) -> Reward | None:
+    """The reward model that is watched, in units of its reference answers; None without one."""
+    found = next((model for model in reward_models(context) if model.watched), None)
+    return None if found is None else stage_reward(settings.watch or "", found, context, settings, roles, pad_id)
+
+
+def stage_reward(
+    name: str, model: RewardModel, context: StageContext, settings: PpoSettings, roles: Roles, pad_id: int
+) -> StageReward:
+    """A sealed reward model as a reward, its scores shifted and scaled."""
+    return StageReward(
+        name=name,
+        roles=roles,
+        members=model.members,
+        spec=model.spec,
+        normalised=True,
+        pad_id=pad_id,
+        batch_size=settings.per_device_batch_size,
+        ranks=context.ranks,
+    )
 
 
 def make_prompts(

@@ -50,6 +50,12 @@ class Progress:
     selected: Measurement | None = None
     measured: list[dict[str, float]] = field(default_factory=list)
     """Step, score, KL and objective of every measurement, for the report."""
+    scores: list[float] = field(default_factory=list)
+    """Mean training reward of every rollout."""
+    turned: dict[str, Any] | None = None
+    """Where the score that is watched turned, once that has shown."""
+    stopped: str = ""
+    """Why training ended for that, if it did."""
 
 
 class Keeper:

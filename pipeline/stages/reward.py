@@ -20,12 +20,15 @@ from pipeline.models.load import describe_tokenizer, device, load_tokenizer
 from pipeline.models.reward_model import SPEC
 from pipeline.recipe.stage_settings import RewardSettings
 from pipeline.runtime import resolve_precision
-from pipeline.stages.pairs import unseen_pairs, write_held_out, write_train_rows
+from pipeline.stages.pairs import unseen_pairs, write_held_out, write_lines, write_train_rows
 from pipeline.stages.reward_member import MemberScores, Training, train_member
 from pipeline.stages.reward_objective import margin_pairs
 from pipeline.stages.reward_questions import questions
-from pipeline.stages.reward_results import measured, pair_lines, scored_pairs, spec_of
+from pipeline.stages.reward_results import measured, pair_lines, scored_lines, scored_pairs, spec_of
 from pipeline.stages.reward_weights import keep_members
+
+SCORED = "scored_answers.jsonl"
+"""In the artefact: raw scores of the answers that fix its scale, and what changes of good answers do to theirs."""
 
 
 def run(context: StageContext) -> StageResult:
@@ -65,6 +68,7 @@ def run(context: StageContext) -> StageResult:
         keep_members(context, training.form, len(members))
         write_json_atomically(context.folder / SPEC, spec.model_dump(mode="json"))
         write_held_out(context, pair_lines(held_out, scored))
+        write_lines(context, SCORED, scored_lines(members, spec, asked))
         write_train_rows(context, train)
         _log(context, metrics, steps)
     return StageResult(

@@ -108,7 +108,7 @@ def train_member(context: StageContext, training: Training, index: int, steps_be
         PreemptedError: asked to stop; everything is saved.
         TrivetError: training or scoring met a value that is not finite.
     """
-    own = _own_context(context, index, steps_before)
+    own = _own_context(context, training.settings, index, steps_before)
     found = once(context, f"member_{index + 1}", lambda: asdict(_train(own, training, index)))
     if context.ranks.is_first:
         checkpoint.keep_only(own.checkpoints, None)
@@ -116,13 +116,15 @@ def train_member(context: StageContext, training: Training, index: int, steps_be
     return MemberScores(**found)
 
 
-def _own_context(context: StageContext, index: int, steps_before: int) -> StageContext:
+def _own_context(context: StageContext, settings: RewardSettings, index: int, steps_before: int) -> StageContext:
+    """The stage's context with the member's own seed; data was drawn before, with the recipe's."""
+    seed = context.recipe.seed if settings.seed is None else settings.seed
     if index == 0:
-        return context
+        return replace(context, recipe=context.recipe.model_copy(update={"seed": seed}))
     return replace(
         context,
         part=f"member_{index + 1}",
-        recipe=context.recipe.model_copy(update={"seed": context.recipe.seed + _SEEDS_APART * index}),
+        recipe=context.recipe.model_copy(update={"seed": seed + _SEEDS_APART * index}),
         tracker=_Following(context.tracker, steps_before),
     )
 

@@ -127,13 +127,33 @@ def _stress(members: list[MemberScores], spec: RewardSpec, asked: Questions) -> 
 
 
 def pair_lines(held_out: Pairs, scored: ScoredPairs) -> list[dict[str, Any]]:
-    """One line per held-out pair: what it is, its scores, and the margin between them in units of the score."""
+    """One line per held-out pair: what it is, its scores, the margin between them in units of the score, and the gap in
+    log-odds after training and before.
+    """
     return [
         {
             **pair_line(record),
             "score_chosen": pair.score_chosen,
             "score_rejected": pair.score_rejected,
             "margin": pair.score_chosen - pair.score_rejected,
+            "gap": pair.gap,
+            "gap_before": before,
+            "chosen_tokens": pair.chosen_tokens,
+            "rejected_tokens": pair.rejected_tokens,
         }
-        for record, pair in zip(held_out.records, scored.pairs, strict=True)
+        for record, pair, before in zip(held_out.records, scored.pairs, scored.gaps_before, strict=True)
+    ]
+
+
+def scored_lines(members: list[MemberScores], spec: RewardSpec, asked: Questions) -> list[dict[str, Any]]:
+    """The other answers that were scored: the reference answers, raw, and the good ones before and after a change."""
+    combined = combine(_stack(members, "reference"), spec).tolist()
+    original, changed = (
+        normalise(_stack(members, name), spec).tolist() for name in ("stress_original", "stress_changed")
+    )
+    references = [{"answer": "reference", "raw": raw} for raw in combined]
+    rows = zip(asked.stress, original, changed, strict=True)
+    return references + [
+        {"answer": "changed", "change": row.change, "score_before": before, "score": after}
+        for row, before, after in rows
     ]

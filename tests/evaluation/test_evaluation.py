@@ -16,6 +16,7 @@ from data_prep.chat import ChatFormatter
 from evaluation import measuring, sampled
 from evaluation import policies as policies_module
 from evaluation import run as evaluation
+from evaluation.judging import policies as judging
 from evaluation.policies import Policies
 from pipeline.console import Console
 from pipeline.context import StageContext
@@ -162,6 +163,23 @@ def test_scores_are_those_of_the_reward_model_on_the_sampled_answers(context_of,
     assert list(rows) == [("base", "sft"), ("sft", "dpo"), ("sft", "ppo"), ("dpo", "ppo")]
     for (before, after), row in rows.items():
         assert row["difference"] == pytest.approx(means[after] - means[before]) and row["n"] == 6
+
+
+def test_a_held_out_reward_model_scores_under_a_name_of_its_own(context_of, parents):
+    """Where nothing is trained against a reward model, the only one may be it: the run's own score is then nobody's."""
+    context = context_of(stages=("sft", "reward", "dpo"), heldout_reward="reward")
+    metrics = evaluation.run(context).metrics
+    assert (metrics["score_by"], metrics["score_heldout_by"]) == (None, "reward")
+    scored = {}
+    for name, (asked, answers) in zip(metrics["policies"], sampled_rows(context), strict=True):
+        scored[name] = slow_scores(parents["reward"].model, [[*p, *a] for p, a in zip(asked, answers, strict=True)])
+        row = metrics["policies"][name]
+        assert row["score"] is None and row["score_heldout"] == pytest.approx(sum(scored[name]) / 6, abs=1e-3)
+    wins = metrics["score_wins"]["score_heldout"]
+    assert set(metrics["score_wins"]) == {"score_heldout"} and set(wins) == {"base", "dpo"}
+    above = [(b > a) + (b == a) / 2 for a, b in zip(scored["sft"], scored["dpo"], strict=True)]
+    assert wins["dpo"]["win_rate"] == pytest.approx(sum(above) / 6) and wins["dpo"]["n"] == 6
+    assert {row["metric"] for row in metrics["comparisons"]} == {"rule_accuracy", "score_heldout"}
 
 
 def test_a_policy_that_is_its_reference_has_no_distance_and_no_gain(context_of):
@@ -320,5 +338,5 @@ def test_a_judge_compares_every_policy_with_the_reference(context_of, tmp_path, 
     assert metrics["policies"]["ppo"]["win_rate"] == 0.5, "its answers are the reference's"
     assert metrics["policies"]["sft"]["win_rate"] is None
     assert (context.folder / "alpaca_eval" / "annotations.json").is_file()
-    monkeypatch.setattr(measuring, "judge_policies", None)
+    monkeypatch.setattr(judging, "judge_policies", None)
     assert evaluation.run(context).metrics == metrics, "a repeated attempt asks nobody"

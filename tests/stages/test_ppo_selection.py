@@ -89,7 +89,7 @@ def test_what_policies_are_compared_by(monkeypatch):
 
     bench: Any = SimpleNamespace(
         context=SimpleNamespace(console=SimpleNamespace(progress=print), ranks=None), settings=settings(kl_coef=0.1),
-        roles=None, pad_id=0, answer=answer, judge=lambda _: Scores([2.0, 1.0], [2.0, -1.0], {}),
+        roles=None, pad_id=0, watched=None, answer=answer, judge=lambda _: Scores([2.0, 1.0], [2.0, -1.0], {}),
     )  # fmt: skip
     monkeypatch.setattr(ppo_selection, "sequence_divergences", lambda *_: [1.0, 4.0])
     found = Examiner(bench, ["p", "q"]).measure(7)

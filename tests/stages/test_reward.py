@@ -169,7 +169,13 @@ def test_what_the_stage_leaves(context_of, tmp_path, tiny_folder):
     json.dumps(metrics, allow_nan=False)
     written = lines(context)
     assert len(written) == metrics["eval_n"] == result.data["preference"]["eval_rows"]
-    assert set(written[0]) == {"source", "row", "family", "fault", "score_chosen", "score_rejected", "margin"}
+    assert set(written[0]) == {
+        "source", "row", "family", "fault", "score_chosen", "score_rejected", "margin", "gap", "gap_before",
+        "chosen_tokens", "rejected_tokens",
+    }  # fmt: skip
+    scored = [json.loads(line) for line in (context.folder / "scored_answers.jsonl").read_text().splitlines()]
+    raw = [line["raw"] for line in scored if line["answer"] == "reference"]
+    assert len(raw) == spec.n and sum(raw) / len(raw) == pytest.approx(spec.offset)
     wins = [(math.copysign(1, line["margin"]) + 1) / 2 for line in written]
     assert sum(wins) / len(wins) == pytest.approx(metrics["eval_accuracy"])
     assert len((context.folder / "train_prompts.txt").read_text().split()) == metrics["train_rows"]
