@@ -31,7 +31,7 @@ def with_direct_passes(model: Model) -> Model:
 
     for layer in model.modules():  # type: ignore[attr-defined]
         if type(layer) is Linear and type(layer.get_base_layer()) is nn.Linear:
-            layer.forward = MethodType(_forward, layer)
+            layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
     return model
 
 

@@ -19,7 +19,6 @@ from data_prep.cleaning import write_dropped
 from pipeline import checkpoint
 from pipeline.algorithms.kl import AdaptiveKL
 from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, seen_prompts
-from pipeline.durable import write_text_atomically
 from pipeline.errors import PreemptedError, TrivetError
 from pipeline.faults import reach
 from pipeline.models.load import device
@@ -43,8 +42,8 @@ from pipeline.stages.ppo_setup import (
 from pipeline.stages.ppo_spreading import Spreader
 from pipeline.stages.ppo_state import Keeper, Progress, require_same_launch
 from pipeline.stages.ppo_update import Learner
-from pipeline.stages.round_trip import require_same_policy
 from pipeline.stages.ppo_watch import as_figures, sentence, turn_so_far
+from pipeline.stages.round_trip import require_same_policy
 
 SAMPLES = "rollouts.jsonl"
 """In the artefact: some answers of every logged rollout, with score and divergence."""
