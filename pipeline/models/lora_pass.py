@@ -9,6 +9,7 @@ library's own way. Layer 2.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -29,7 +30,8 @@ def with_direct_passes(model: Model) -> Model:
     """
     from peft.tuners.lora import Linear
 
-    for layer in model.modules():  # type: ignore[attr-defined]
+    layers: Iterable[Any] = model.modules()  # type: ignore[attr-defined]
+    for layer in layers:
         if type(layer) is Linear and type(layer.get_base_layer()) is nn.Linear:
             layer.forward = MethodType(_forward, layer)
     return model
