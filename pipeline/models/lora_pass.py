@@ -9,7 +9,6 @@ library's own way. Layer 2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ from torch.nn.functional import linear
 
 from pipeline.models.shards import is_spread
 
-Model = TypeVar("Model")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def with_direct_passes(model: Model) -> Model:
@@ -30,10 +29,9 @@ def with_direct_passes(model: Model) -> Model:
     """
     from peft.tuners.lora import Linear
 
-    layers: Iterable[Any] = model.modules()  # type: ignore[attr-defined]
-    for layer in layers:
+    for layer in model.modules():
         if type(layer) is Linear and type(layer.get_base_layer()) is nn.Linear:
-            layer.forward = MethodType(_forward, layer)
+            vars(layer)["forward"] = MethodType(_forward, layer)
     return model
 
 
