@@ -404,6 +404,7 @@ def _model(recipe: Any) -> Any:
     with (
         mock.patch.object(transformers.AutoModelForCausalLM, "from_pretrained", return_value=model) as loading,
         mock.patch.object(peft, "get_peft_model", lambda base, config, **rest: config),
+        mock.patch.object(adapters, "with_direct_passes", lambda config: config),
     ):
         options = _outcome(lambda: load.load_base(Path("x"), recipe.model, frozen=True, precision="fp32") and None)
         model.is_quantized = False
