@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         code = _fail(options, 1, "interrupted")
     except Exception as error:
-        if full := full_disk(error, Path(getattr(error, "filename", None) or getattr(options, "run_dir", "."))):
+        if full := full_disk(error, Path(str(getattr(error, "filename", None) or getattr(options, "run_dir", ".")))):
             sys.exit(_fail(options, full.exit_code, str(full)))
         traceback.print_exc()
         code = _fail(options, 1, f"unexpected {type(error).__name__}: {error}")

@@ -174,7 +174,7 @@ def spoil(name: str, value: T) -> T:
     """
     if _ACTIVE is not None and _due(name, spoils=True):
         spoilt: Any = value
-        return spoilt * float("nan")  # type: ignore[no-any-return]
+        return spoilt * float("nan")
     return value
 
 

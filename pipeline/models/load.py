@@ -106,13 +106,21 @@ def load_base(
 
     Raises:
         RecipeError: quantisation was asked for where there is no GPU for it.
+        SourceUnreachableError: the files cannot be read, lack weights, or want code of their own to be run.
     """
     from transformers import AutoModelForCausalLM
 
     reach("model.begun")
-    options = _options(settings, frozen, precision)
+    options = _options(settings, frozen, precision) | {"output_loading_info": True}
+    model: Any
     with untrusted(weights or folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(weights or folder, **options)
+        model, loaded = AutoModelForCausalLM.from_pretrained(weights or folder, **options)
+    if missing := sorted(loaded["missing_keys"]):
+        # transformers fills them with chance and a warning.
+        raise SourceUnreachableError(
+            f"{weights or folder} lacks {missing[0]} of {type(model).__name__} ({len(missing)} in all): its "
+            ".safetensors files are incomplete or of another model; fetch or save them again"
+        )
     return _placed(model, settings, on_host)
 
 
