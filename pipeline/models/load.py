@@ -112,9 +112,9 @@ def load_base(
 
     reach("model.begun")
     options = _options(settings, frozen, precision) | {"output_loading_info": True}
-    model: Any
     with untrusted(weights or folder):
-        model, loaded = AutoModelForCausalLM.from_pretrained(weights or folder, **options)
+        found: Any = AutoModelForCausalLM.from_pretrained(weights or folder, **options)
+    model, loaded = found
     if missing := sorted(loaded["missing_keys"]):
         # transformers fills them with chance and a warning.
         raise SourceUnreachableError(
