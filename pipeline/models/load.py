@@ -107,14 +107,15 @@ def load_base(
     Raises:
         RecipeError: quantisation was asked for where there is no GPU for it.
         TrivetError: it is no language model, or more than one.
+        SourceUnreachableError: the files cannot be read, lack weights, or want code of their own to be run.
     """
     from transformers import AutoModelForCausalLM
 
     reach("model.begun")
-    options = _options(settings, frozen, precision)
+    options = _options(settings, frozen, precision) | {"output_loading_info": True}
     try:
         with untrusted(weights or folder):
-            model: Any = AutoModelForCausalLM.from_pretrained(weights or folder, **options)
+            found: Any = AutoModelForCausalLM.from_pretrained(weights or folder, **options)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -122,6 +123,13 @@ def load_base(
             f"model.base: the one in {folder} is of type {_model_type(folder)}, of which transformers has no causal "
             "language model: it may read images or sound, or be an encoder; name a text model that continues text"
         ) from error
+    model, loaded = found
+    if missing := sorted(loaded["missing_keys"]):
+        # transformers fills them with chance and a warning.
+        raise SourceUnreachableError(
+            f"{weights or folder} lacks {missing[0]} of {type(model).__name__} ({len(missing)} in all): its "
+            ".safetensors files are incomplete or of another model; fetch or save them again"
+        )
     return _placed(model, settings, on_host)
 
 

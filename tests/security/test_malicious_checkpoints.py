@@ -165,7 +165,8 @@ def test_a_chat_template_reaches_nothing_outside(model, trace):
     attack = f"{{{{ cycler.__init__.__globals__.os.mkdir({str(trace)!r}) }}}}"
     deeper = "{{ ().__class__.__base__.__subclasses__() }}{{ messages[0].__class__ }}"
     tokenizer = load_tokenizer(model, "auto")
-    record = Demonstration((Message("user", "a"), Message("assistant", "b")), Origin("x", 1))
+    turns = (Message(role="user", content="a"), Message(role="assistant", content="b"))
+    record = Demonstration(origin=Origin(source="x", row=1), messages=turns)
     ChatFormatter(tokenizer).demonstration(record, 512)
     for template in (attack, deeper):
         tokenizer.chat_template = template
