@@ -1,0 +1,348 @@
+"""Every number of a run's report, computed from the rows that its stages left: plain code that shares none of the
+project's, for the test that holds the page against it.
+
+An entry is `(section, heading, row, column)` with the numbers that must stand there, in the page's units, in order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import defaultdict
+
+import numpy as np
+
+POLICY_ROWS = {
+    "right": "Held-out prompts answered right, %", "prefers": "Held-out pairs with the chosen answer preferred, %",
+    "score_heldout": "Score from a reward model that training did not use", "score": "Score from the reward model",
+    "margin": "Preference margin, nats", "kl": "KL to the reference, nats per response",
+    "perplexity": "Perplexity on held-out text", "length": "Response length, tokens",
+    "ends": "Responses that end by themselves, %", "declines": "Answers that decline, %",
+    "entropy": "Entropy, nats per token", "repeats": "4-grams repeated within an answer, %",
+    "distinct_1": "Different tokens among all, %", "distinct_2": "Different pairs of tokens among all, %",
+}  # fmt: skip
+CURVES = {
+    "Loss": ("loss",), "Preference accuracy": ("rewards/accuracies", "accuracy"),
+    "Preference margin": ("rewards/margins", "margin"), "Learning rate": ("learning_rate",),
+    "Gradient norm before clipping": ("grad_norm",), "Score": ("objective/score", "score"),
+    "Score by the reward model that is watched": ("score_heldout",),
+    "Held-out prompts answered right": ("rule_accuracy",), "KL to the reference": ("objective/kl_seq", "kl_seq"),
+    "Score used less the price of the KL": ("objective/rlhf_reward", "objective"),
+    "Response length": ("response/len_mean", "len_mean"),
+    "Responses that end by themselves": ("response/eos_rate", "eos_rate"),
+    "Variance of the returns that the value explains": ("value/explained_var",),
+    "Tokens whose ratio is clipped": ("policy/clipfrac_high", "policy/clipfrac_low"), "Entropy": ("policy/entropy",),
+}  # fmt: skip
+CHANGES = {
+    "padded": "white space added at the end", "repeated": "the whole answer twice",
+    "flattered": "praise before the answer", "reformatted": "the same words as a list or in bold",
+    "truncated": "second half cut off",
+}  # fmt: skip
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def student(tail, freedom):
+    """The quantile by integrating Student's density, numerically."""
+    grid = np.linspace(0, 400, 4_000_001)
+    density = (1 + grid**2 / freedom) ** (-(freedom + 1) / 2)
+    mass = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return float(grid[np.searchsorted(mass / mass[-1] / 2, 0.5 - tail)])
+
+
+TAILS: dict[int, float] = {}
+
+
+def interval(values):
+    """Percentiles of resampled means, read a little further out for few values (Hesterberg 2015, 5.3)."""
+    sample = np.array(values, float)
+    n = len(sample)
+    if n == 1 or (sample == sample[0]).all():
+        return [sample[0], sample[0]]
+    if n not in TAILS:
+        z = math.sqrt(n / (n - 1)) * student(0.025, n - 1)
+        TAILS[n] = 0.5 * math.erfc(z / math.sqrt(2))
+    picked = np.random.default_rng(0).integers(n, size=(10_000, n))
+    return [float(bound) for bound in np.quantile(sample[picked].mean(1), [TAILS[n], 1 - TAILS[n]])]
+
+
+def measured(values, scale=1.0, n=True):
+    """Mean, interval and count as the page shows them."""
+    shown = [scale * float(np.mean(values)), *(scale * bound for bound in interval(values))]
+    return [*shown, len(values)] if n else shown
+
+
+def grams(ids, n):
+    return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+
+
+class Run:
+    """The rows of a run directory."""
+
+    def __init__(self, folder, refuses):
+        self.folder, self.refuses = folder, refuses
+        self.answers, self.sampled, self.text = defaultdict(list), defaultdict(list), defaultdict(list)
+        for name, into in (("answers", self.answers), ("sampled", self.sampled), ("perplexity", self.text)):
+            for row in rows(folder / "evaluation" / f"{name}.jsonl"):
+                into[row["policy"]].append(row)
+        self.policies = list(self.answers)
+        self.recipe = json.loads((folder / "ppo" / "manifest.json").read_text())["settings"]["stage"]
+
+    def entries(self):
+        """All of them."""
+        found = {}
+        for part in (self.table, self.wins, self.best_of, self.families, self.stages, self.reward_models, self.ppo):
+            for key, values in part():
+                assert key not in found, key
+                found[key] = values
+        return found
+
+    def values(self, policy):
+        answers, sampled = self.answers[policy], self.sampled[policy]
+        judged = [row["correct"] for row in answers if row["correct"] is not None]
+        tokens = [row["ids"] for row in sampled]
+        repeated = [1 - len(set(grams(ids, 4))) / len(grams(ids, 4)) if grams(ids, 4) else 0.0 for ids in tokens]
+        yield "right", measured(judged, 100)
+        for figure in ("score", "score_heldout"):
+            yield figure, measured([row[figure] for row in sampled])
+        yield "kl", measured([row["kl"] for row in sampled], n=False)
+        lost, counted = (sum(row[name] for row in self.text[policy]) for name in ("logp", "tokens"))
+        yield "perplexity", [math.exp(-lost / counted), len(self.text[policy])]
+        yield "length", [np.mean([row["tokens"] for row in answers])]
+        yield "ends", [100 * np.mean([row["eos"] for row in answers])]
+        yield "declines", [100 * np.mean([self.refuses(row["response"]) for row in answers])]
+        yield "entropy", [-sum(row["logp"] for row in sampled) / sum(map(len, tokens))]
+        yield "repeats", [100 * np.mean(repeated)]
+        for n in (1, 2):
+            every = [gram for ids in tokens for gram in grams(ids, n)]
+            yield f"distinct_{n}", [100 * len(set(every)) / len(every)]
+        pairs = self.folder / policy / "held_out_pairs.jsonl"
+        if pairs.is_file():
+            margins = np.array([row["margin"] for row in rows(pairs)])
+            yield "prefers", measured((np.sign(margins) + 1) / 2, 100)
+            yield "margin", [margins.mean()]
+
+    def table(self):
+        for column, policy in enumerate(self.policies):
+            for name, values in self.values(policy):
+                yield ("policies", "Policies side by side", POLICY_ROWS[name], column), values
+
+    def wins(self):
+        """Sampled answers against those of sft, by both reward models."""
+        lengths = {
+            1: "answers longer than the reference's",
+            0: "answers as long",
+            -1: "answers shorter than the reference's",
+        }
+        families = [row["family"] for row in self.answers["base"]]
+        others = [policy for policy in self.policies if policy != "sft"]
+        for column, (figure, policy) in enumerate(itertools.product(("score", "score_heldout"), others)):
+            parts = defaultdict(list)
+            for i, (mine, theirs) in enumerate(zip(self.sampled[policy], self.sampled["sft"], strict=True)):
+                share = (1 + np.sign(mine[figure] - theirs[figure])) / 2
+                longer = lengths[int(np.sign(len(mine["ids"]) - len(theirs["ids"])))]
+                for key in (
+                    ("Answers that score above those of sft", "all"),
+                    ("By length", longer),
+                    ("By family", families[i]),
+                ):
+                    parts[key].append(share)
+            for (heading, label), shares in parts.items():
+                ties = shares.count(0.5)
+                yield ("policies", heading, label, column), measured(shares, 100) + ([ties] if ties else [])
+
+    def best_of(self):
+        """Over all choices of n answers, one by one."""
+        heading = "Without any training: the best of several answers"
+        by_n = defaultdict(list)
+        for row in rows(self.folder / "evaluation" / "best_of_n.jsonl"):
+            chosen = [max(part) for part in itertools.combinations(row["scores"], row["n"])]
+            by_n[row["n"]].append(np.mean(chosen))
+        for n, values in by_n.items():
+            yield ("policies", heading, str(n), 0), measured(values, n=False)
+            yield ("policies", heading, str(n), 1), [math.log(n) - (n - 1) / n]
+
+    def families(self):
+        for column, policy in enumerate(self.policies):
+            count = defaultdict(list)
+            for row in self.answers[policy]:
+                if row["correct"] is not None:
+                    count[row["family"]].append(row["correct"])
+            for family, right in count.items():
+                share = 100 * sum(right) / len(right)
+                yield (
+                    ("families", "Answered right, by family of prompts", family, column),
+                    [share, sum(right), len(right)],
+                )
+
+    def comparisons(self):
+        """(metric, before, after) to difference, interval, n: every stage behind its start, and PPO behind DPO."""
+        pairs = [("base", "sft"), ("sft", "dpo"), ("sft", "ppo"), ("dpo", "ppo")]
+        for metric, of, scale in (
+            ("rule_accuracy", "correct", 100),
+            ("score", "score", 1),
+            ("score_heldout", "score_heldout", 1),
+        ):
+            source = self.answers if of == "correct" else self.sampled
+            for before, after in pairs:
+                both = zip(source[before], source[after], strict=True)
+                yield (
+                    (metric, before, after),
+                    measured([float(b[of]) - float(a[of]) for a, b in both if a[of] is not None], scale),
+                )
+
+    def curve(self, stage, names):
+        """Split to (steps, values) of the first of the names that the stage logged there."""
+        found = defaultdict(dict)
+        for line in rows(self.folder / stage / "metrics.jsonl"):
+            if line["name"] in names:
+                found[line["split"]][line["step"]] = line["value"]
+        return found
+
+    def stages(self):
+        """What each stage says of itself, below the verdict."""
+        head = ("verdict", "Each stage on its own held-out data")
+        losses = self.curve("sft", ("loss",))["eval"]
+        yield (*head, "sft", 0), [losses[max(losses)], losses[min(losses)], len(self.text["sft"])]
+        pairs = rows(self.folder / "dpo" / "held_out_pairs.jsonl")
+        after, before = ([(np.sign(row[name]) + 1) / 2 for row in pairs] for name in ("margin", "margin_before"))
+        yield (*head, "dpo", 0), [*measured(after, 100), 100 * np.mean(before)]
+        for name in ("reward", "judge"):
+            yield (*head, name, 0), self.told_of_reward(name)
+        yield (*head, "ppo", 0), self.told_of_ppo()
+
+    def pairs(self, stage):
+        found = rows(self.folder / stage / "held_out_pairs.jsonl")
+        return found, np.array([row["gap"] for row in found]), np.array([row["gap_before"] for row in found])
+
+    def bins(self, gaps):
+        """Pairs by rising confidence, ten or a little more in each bin: what it says, what is true, how many."""
+        confidence = 1 / (1 + np.exp(-np.abs(gaps)))
+        order = np.argsort(confidence, kind="stable")
+        for part in np.array_split(order, min(10, max(1, len(gaps) // 10))):
+            yield confidence[part].mean(), np.mean((np.sign(gaps[part]) + 1) / 2), len(part)
+
+    def told_of_reward(self, stage):
+        _, gaps, before = self.pairs(stage)
+        right = measured((np.sign(gaps) + 1) / 2, 100)
+        error = sum(n * abs(says - true) for says, true, n in self.bins(gaps)) / len(gaps)
+        return [right[0], right[3], right[1], right[2], 100 * np.mean((np.sign(before) + 1) / 2), error]
+
+    def reward_models(self):
+        for number, stage in enumerate(("reward", "judge"), start=1):
+            for key, values in self.reward_model(stage):
+                yield (f"reward-{number}", *key), values
+
+    def reward_model(self, stage):
+        pairs, gaps, before = self.pairs(stage)
+        title = "Reward model" if stage == "reward" else f"Reward model {stage}"
+        told = self.told_of_reward(stage)
+        yield (title, "told", 0), told
+        yield (title, "held-out pairs", 0), [len(gaps)]
+        yield (title, "margin, log-odds", 0), [*measured(gaps, n=False), before.mean()]
+        losses = [np.mean(np.log1p(np.exp(-each))) for each in (gaps, before)]
+        yield (title, "loss, nats per pair", 0), [*losses, math.log(2)]
+        yield (title, "calibration error", 0), [told[-1]]
+        yield (title, "Brier score", 0), [np.mean((1 - 1 / (1 + np.exp(-gaps))) ** 2), 0.25]
+        scored = [(row[f"score_{side}"], row[f"{side}_tokens"]) for row in pairs for side in ("chosen", "rejected")]
+        yield (title, "correlation of the score", 0), [np.corrcoef(np.array(scored).T)[0, 1]]
+        answers = rows(self.folder / stage / "scored_answers.jsonl")
+        raw = np.array([row["raw"] for row in answers if row["answer"] == "reference"])
+        yield (title, "scale", 0), [abs(raw.mean()), raw.std(), 0, 1, len(raw)]
+        manifest = json.loads((self.folder / stage / "manifest.json").read_text())
+        steps = self.curve(stage, ("loss",))["train"]
+        yield (title, "trained on", 0), [manifest["data"]["preference"]["train_rows"], max(steps)]
+        yield from self.slices(pairs, gaps)
+        for at, (says, true, n) in enumerate(self.bins(gaps)):
+            for column, value in enumerate((100 * says, 100 * true, n)):
+                yield (f"The {min(10, max(1, len(gaps) // 10))} points in figures", str(at), column), [value]
+        changed = defaultdict(list)
+        for row in answers:
+            if row["answer"] == "changed":
+                changed[row["change"]].append(row["score"] - row["score_before"])
+        for change, moved in changed.items():
+            yield ("What it can be fooled by", CHANGES[change], 0), measured(moved)
+
+    def slices(self, pairs, gaps):
+        def longer(row):
+            apart = np.sign(row["chosen_tokens"] - row["rejected_tokens"])
+            told = {1: "the better answer is longer", 0: "both are equally long", -1: "the better answer is shorter"}
+            return told[int(apart)]
+
+        labels = {
+            "By length": longer, "By source": lambda row: row["source"],
+            "By fault of the worse answer": lambda row: (row["fault"] or "none named").replace("_", " "),
+            "By family of prompts": lambda row: (row["family"] or "none named").replace("_", " "),
+        }  # fmt: skip
+        for heading, label in labels.items():
+            groups = defaultdict(list)
+            for row, gap in zip(pairs, gaps, strict=True):
+                groups[label(row)].append((np.sign(gap) + 1) / 2)
+            for name, right in groups.items():
+                yield (heading, name, 0), [100 * np.mean(right)]
+                yield (heading, name, 1), [len(right)]
+
+    def measurements(self):
+        """Rollout to its rows on the held-out prompts."""
+        found = defaultdict(list)
+        for row in rows(self.folder / "ppo" / "held_out.jsonl"):
+            found[row["rollout"]].append(row)
+        return found
+
+    def selected(self):
+        """The first rollout whose mean score less the price of the divergence is the highest."""
+        price = self.recipe["kl_coef"]
+        worth = {at: np.mean([r["score"] - price * r["kl"] for r in each]) for at, each in self.measurements().items()}
+        return max(worth, key=worth.__getitem__)
+
+    def told_of_ppo(self):
+        every, kept = self.measurements(), self.selected()
+        before, after = ([row["score"] for row in every[at]] for at in (0, kept))
+        gain = measured(np.array(after) - np.array(before), n=False)
+        kl = np.mean([row["kl"] for row in every[kept]])
+        return [np.mean(before), np.mean(after), len(before), *gain, kl, kept, max(every)]
+
+    def ppo(self):
+        every, kept = self.measurements(), self.selected()
+        held_out = {name: self.curve("ppo", (name,))["eval"] for name in ("eos_rate", "len_mean")}
+        yield ("ppo-1", "PPO", "told", 0), self.told_of_ppo()
+        yield ("ppo-1", "PPO", "watched", 0), [len(every), 8]
+        heading = f"The {len(every)} measurements in figures"
+        for at, each in every.items():
+            score, kl, watched = (np.mean([row[name] for row in each]) for name in ("score", "kl", "score_heldout"))
+            shown = (
+                score,
+                kl,
+                score - self.recipe["kl_coef"] * kl,
+                watched,
+                100 * held_out["eos_rate"][at],
+                held_out["len_mean"][at],
+            )
+            for column, value in enumerate(shown):
+                yield ("ppo-1", heading, f"{at} (kept)" if at == kept else str(at), column), [value]
+        head = ("ppo-1", "How it was trained")
+        last = {name: self.curve("ppo", (name,))["train"] for name in ("episodes", "opt_steps", "kl_ctl/beta")}
+        ratios = self.curve("ppo", ("policy/ratio_first_minibatch_maxdev",))["train"]
+        rollouts = max(last["episodes"])
+        yield (*head, "trained", 0), [rollouts, last["episodes"][rollouts], last["opt_steps"][rollouts]]
+        yield (*head, "KL to sft, nats per answer", 0), measured([row["kl"] for row in every[kept]], n=False)
+        for term, name, scale in (
+            ("answers that end by themselves, %", "eos_rate", 100),
+            ("tokens per answer", "len_mean", 1),
+        ):
+            yield (*head, term, 0), [scale * held_out[name][kept], scale * held_out[name][0]]
+        yield (*head, "kl_coef at the end", 0), [last["kl_ctl/beta"][rollouts]]
+        yield (*head, "ratio before a rollout's first step is off 1 by", 0), [max(ratios.values())]
+
+    def last_values(self, stage, title):
+        """What a chart's legend says: the last value of each line, training before held-out."""
+        names = CURVES.get(title, (title,))
+        if title == "Tokens whose ratio is clipped":
+            found = [self.curve(stage, (name,))["train"] for name in names]
+        else:
+            by_split = self.curve(stage, names)
+            found = [by_split[split] for split in ("train", "eval") if split in by_split]
+        return [each[max(each)] for each in found]
