@@ -259,7 +259,8 @@ def test_a_full_disk_while_committing_leaves_the_last_one_standing(tmp_path, mon
     with pytest.raises(DiskError, match=str(new)):
         commit(new)
     monkeypatch.undo()
-    assert newest_complete(tmp_path) == (good, [new])
+    assert newest_complete(tmp_path) == (good, [])
+    assert not new.exists(), "what cannot be completed must not fill the disk"
 
 
 def fill(folder) -> None:
