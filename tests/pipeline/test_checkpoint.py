@@ -285,7 +285,7 @@ def test_a_really_full_disk_at_any_point_keeps_the_last_good_one(small_disk):
             fill(small_disk)
             commit(path)
         found, passed_over = newest_complete(small_disk)
-        # Where its files did not fit, the half that did is the trainer's to remove; where its marker did not, it is gone.
+        # Half of its files are for the trainer to remove; a whole one that lacks its marker is gone.
         assert found == good and set(passed_over) <= {small_disk / "checkpoint-4"}
         (small_disk / "filler").unlink()
         keep_only(small_disk, good)
