@@ -33,16 +33,22 @@ def commit(checkpoint: Path, made_by: Mapping[str, Any] | None = None) -> None:
         checkpoint: the folder.
         made_by: what its parts depend on besides the step, such as the number of processes.
     """
-    with full_disk_named(checkpoint):
-        files = {}
-        for path in _files(checkpoint):
-            fsync_path(path)
-            files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for folder in {path.parent for path in _files(checkpoint)} | {checkpoint.parent}:
-            fsync_path(folder)
-    marker = {"step": step_of(checkpoint), "made_by": dict(made_by or {}), "files": files}
-    reach("checkpoint.hashed", checkpoint)
-    write_json_atomically(checkpoint / MARKER, marker)
+    try:
+        with full_disk_named(checkpoint):
+            files = {}
+            for path in _files(checkpoint):
+                fsync_path(path)
+                size = path.stat().st_size
+                files[path.relative_to(checkpoint).as_posix()] = {"bytes": size, "sha256": sha256_file(path)}
+            for folder in {path.parent for path in _files(checkpoint)} | {checkpoint.parent}:
+                fsync_path(folder)
+            reach("checkpoint.hashed", checkpoint)
+        marker = {"step": step_of(checkpoint), "made_by": dict(made_by or {}), "files": files}
+        write_json_atomically(checkpoint / MARKER, marker)
+    except DiskError:
+        # What cannot be completed must not fill the disk; the checkpoint before it is still there.
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        raise
     reach("checkpoint.committed", checkpoint)
 
 
