@@ -712,7 +712,7 @@ def _ppo(context: Any) -> Any:
     with (
         mock.patch.object(context.tracker, "log", logged),
         mock.patch.object(ppo_setup, "make_engine", _as_vllm(ppo_setup.make_engine)),
-        spy(checkpoint, "commit", lambda result, folder: folder.name),
+        spy(checkpoint, "commit", lambda result, folder, *rest: folder.name),
         spy(Generator, "_batch", lambda result, self, prompts, *rest: len(prompts)),
         spy(ppo, "collect", lambda result, *rest: [[micro.rows for micro in part] for part in result]),
         spy(ppo, "make_roles", lambda result, *rest: result[0].model.is_gradient_checkpointing),
