@@ -401,8 +401,9 @@ def _model(recipe: Any) -> Any:
         identity = source.identify(recipe.model.base, recipe.model.revision)
     model = mock.MagicMock()
     model.get_base_model.return_value = _small_model()
+    loaded = (model, {"missing_keys": []})
     with (
-        mock.patch.object(transformers.AutoModelForCausalLM, "from_pretrained", return_value=model) as loading,
+        mock.patch.object(transformers.AutoModelForCausalLM, "from_pretrained", return_value=loaded) as loading,
         mock.patch.object(peft, "get_peft_model", lambda base, config, **rest: config),
         mock.patch.object(adapters, "with_direct_passes", lambda config: config),
     ):
@@ -725,7 +726,7 @@ def _ppo(context: Any) -> Any:
         mock.patch.object(ppo_setup, "make_engine", _as_vllm(ppo_setup.make_engine)),
         # So short a run shows none of its own.
         mock.patch.object(ppo, "turn_so_far", lambda measured, scores: turn if scores else None),
-        spy(checkpoint, "commit", lambda result, folder: folder.name),
+        spy(checkpoint, "commit", lambda result, folder, *rest: folder.name),
         spy(Generator, "_batch", lambda result, self, prompts, *rest: len(prompts)),
         spy(ppo, "collect", lambda result, *rest: [[micro.rows for micro in part] for part in result]),
         spy(ppo, "make_roles", lambda result, *rest: result[0].model.is_gradient_checkpointing),

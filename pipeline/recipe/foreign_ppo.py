@@ -77,9 +77,7 @@ _WHOLE = (
     "sampling is from the whole distribution, the one whose log-probabilities are trained (temperature may change it)"
 )
 _DIVIDED = "write `minibatches`: into how many optimiser steps a rollout is divided"
-_ENGINE = (
-    "write `deepspeed: zero2` or `zero3` in the stage; zero3 gathers the policy once per rollout to sample from it"
-)
+_ENGINE = "write `deepspeed: zero2` (or zero3, which gathers the policy once per rollout to sample from it)"
 _MEASURED = "held-out prompts are answered at the start, every `eval_every` rollouts and at the end"
 _FUNCTION = "write it as a function of your own: `rewards: [{from: function}]` and --reward FILE:FUNCTION"
 

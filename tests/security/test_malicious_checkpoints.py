@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -187,7 +188,8 @@ def test_ppos_state_holds_numbers_only(tmp_path, trace):
 
     for role in ("policy", "value"):
         (saved / f"{role}.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
-    keeper = Keeper(tmp_path, Nothing(), None, True)
+    context = SimpleNamespace(checkpoints=tmp_path, ranks=SimpleNamespace(is_first=True))
+    keeper = Keeper(context, Nothing(), None)
     with pytest.raises(TrivetError, match="holds more than numbers") as caught:
         keeper.load(saved)
     assert f"Delete {tmp_path}" in str(caught.value)

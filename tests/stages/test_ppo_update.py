@@ -212,7 +212,7 @@ def test_control_positions_forgotten_in_training(make, gpt2, monkeypatch):
     minibatches = rollout(parts)
     hidden_states = ppo_update.Roles._hidden.__globals__["hidden_states"]
 
-    def counted(trunk: Any, ids: torch.Tensor, mask: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def counted(trunk: Any, ids: torch.Tensor, mask: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
         return hidden_states(trunk, ids, mask, torch.arange(ids.shape[1]).expand_as(ids))
 
     monkeypatch.setattr("pipeline.models.forward.attends_in_streams", lambda _: False)
