@@ -460,6 +460,6 @@ def test_through_the_worker(tmp_path, llama, done):
     assert found.manifest.kind == "policy" and found.manifest.form == "adapter"
     assert found.manifest.metrics == done[1].metrics
     names = {path.name for path in found.path.iterdir() if path.name != ".lock"}
-    assert names == {"adapter", "manifest.json", "metrics.jsonl", ppo.SAMPLES, TRAIN_PROMPTS}
+    assert names == {"adapter", "manifest.json", "metrics.jsonl", ppo.HELD_OUT, ppo.SAMPLES, TRAIN_PROMPTS}
     a, b = sealed_tensors(found.path), sealed_tensors(done[0].folder)
     assert all(torch.equal(a[name], b[name]) for name in b)
