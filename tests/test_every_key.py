@@ -689,6 +689,7 @@ def _engine(context: Any) -> Any:
         mock.patch.object(ppo_engine, "device", lambda: SimpleNamespace(type="cuda")),
         mock.patch.object(ppo_engine, "ServerEngine", engine),
         mock.patch.object(ppo_engine, "ColocatedEngine", engine),
+        mock.patch.object(ppo_engine, "_decodes_in_streams", lambda *rest, must: must),
     ):
         ppo_engine.make_engine(context, settings, mock.sentinel.roles, formatter, 0, "fp32")
     return str(given)
