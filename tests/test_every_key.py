@@ -254,7 +254,7 @@ BESIDES: dict[str, list[str]] = {
     "stages.ppo.rewards[].weight": ["stages.ppo.rewards=[{from: judge}]"],
     "stages.ppo.kl_horizon": ["stages.ppo.kl_target=1"],
     "stages.ppo.stop_kl": ["stages.ppo.minibatches=2"],
-    "stages.ppo.select": ["stages.ppo.kl_coef=5"],
+    "stages.ppo.select": ["stages.ppo.kl_coef=5", "stages.ppo.learning_rate=0.05"],
     "evaluation.heldout_reward": ["stages.judge.seed=5"],
     "stages.ppo.watch": ["stages.judge.seed=5", "stages.ppo.reward_model=reward"],
     "stages.ppo.stop_at_turn": ["stages.judge.seed=5", "stages.ppo.watch=judge"],
