@@ -134,7 +134,7 @@ def test_a_wrong_number_would_be_found(folder, rows, tmp_path):
         inner = wrong
         for step in path[:-1]:
             inner = inner[step]
-        inner[path[-1]] = inner[path[-1]] * 1.1 + 0.05
+        inner[path[-1]] += 0.1 * abs(inner[path[-1]]) + 0.05
         (tmp_path / "results.json").write_text(json.dumps(wrong))
         found = Page(write_report(tmp_path).read_text()).entries()
         assert differing(found, expected), path
