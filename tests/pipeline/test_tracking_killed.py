@@ -16,6 +16,8 @@ from tests.pipeline.test_pushing import records_of
 
 pytestmark = pytest.mark.slow
 STEPS = 400
+ATTEMPTS = 3
+"""At a run to its end: on a busy machine W&B's own service may not come up, which costs the mirror and never the run."""
 STAGE = f"""
 import sys, time
 from pathlib import Path
@@ -82,11 +84,14 @@ def test_five_kills_and_every_step_once(tmp_path):
     kill_when(lambda: any((tmp_path / "wandb").glob("offline-run-*/run-*.wandb")), start(tmp_path))
     torn = list((tmp_path / "wandb").glob("offline-run-*"))
     assert len(torn) == 1
-    # Folders are named by the second.
-    time.sleep(1.1)
-    process = start(tmp_path)
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0 and "trained" in said
+    for _ in range(ATTEMPTS):
+        # Folders are named by the second.
+        time.sleep(1.1)
+        process = start(tmp_path)
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0 and "trained" in said
+        if any((tmp_path / "wandb").glob("offline-run-*/run-*.wandb")):
+            break
     (path,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert path.parent not in torn
     steps, ids = steps_of(path)
