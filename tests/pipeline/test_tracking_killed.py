@@ -17,7 +17,7 @@ from tests.pipeline.test_pushing import records_of
 pytestmark = pytest.mark.slow
 STEPS = 400
 ATTEMPTS = 3
-"""At a run to its end: on a busy machine W&B's own service may not come up, which costs the mirror and never the run."""
+"""At a run to its end: on a busy machine W&B's service may not come up, which costs the mirror and never the run."""
 STAGE = f"""
 import sys, time
 from pathlib import Path
