@@ -129,8 +129,10 @@ def _said_to_the_launcher(name: str) -> bool:
 
 def _environment() -> dict[str, str]:
     """The environment of every process we start: our modules found, the libraries quiet and repeatable."""
+    # W&B's service of a program around us would keep a run open that a kill of ours has left, and refuse it afterwards.
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     return dict(
-        os.environ,
+        inherited,
         PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         # Sets of names would otherwise be written in another order by every process.
         PYTHONHASHSEED="0",
@@ -197,7 +199,7 @@ def _wait(worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, hears: in
     waiting for another.
     """
     deadline: float | None = None
-    told = False
+    told = left_behind = False
     while worker.poll() is None:
         time.sleep(_POLL_SECONDS)
         if FLAG.asked:
@@ -208,10 +210,14 @@ def _wait(worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, hears: in
         if deadline is None and peers.any_failed():
             deadline = time.monotonic() + _GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
+            left_behind = True
             worker.kill()
     if FLAG.asked:
         peers.ask_to_stop()
-    outcome = {"rank": ranks.rank, "time": time.time(), **_ending(worker.returncode, hears, peers.asked_to_stop())}
+    ending = _ending(worker.returncode, hears, peers.asked_to_stop())
+    # An abort is how a library gives up on a peer that is gone.
+    slain = worker.returncode < 0 and worker.returncode != -signal.SIGABRT and not left_behind
+    outcome = {"rank": ranks.rank, "time": time.time(), "slain": slain, **ending}
     peers.report(outcome)
     return outcome
 
@@ -232,10 +238,18 @@ def _ending(returncode: int, hears: int, asked: bool) -> dict[str, Any]:
 
 
 def _first_fault(mine: dict[str, Any], peers: Peers, ranks: Ranks) -> dict[str, Any]:
-    """The outcome that explains the others: a reason of its own before broken connections, then the earliest."""
+    """The outcome that explains the others.
+
+    A reason of its own comes first, then a death, then the earliest: a peer may well notice a broken connection, and
+    say so, before the supervisor of the rank that died has looked.
+    """
     if ranks.world_size == 1:
         return mine
     while len(outcomes := peers.outcomes()) < ranks.world_size:
         time.sleep(_POLL_SECONDS)
     faults = [outcome for outcome in outcomes.values() if outcome["code"]]
-    return min(faults, key=lambda outcome: (outcome["code"] == 1, outcome["time"])) if faults else mine
+    return min(faults, key=_how_far_from_the_cause) if faults else mine
+
+
+def _how_far_from_the_cause(outcome: dict[str, Any]) -> tuple[bool, bool, float]:
+    return outcome["code"] == 1, not outcome["slain"], outcome["time"]

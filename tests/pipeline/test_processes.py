@@ -98,3 +98,66 @@ def test_deepspeed_needs_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     found = _engine(monkeypatch, {"stage": {"deepspeed": "zero3_offload_cpu"}})
     assert found == {"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "4711"}
     assert _engine(monkeypatch, {"stage": {"deepspeed": "inherit"}}) == {}
+
+
+def test_a_service_of_the_program_around_us_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B's service outlives a killed worker there, and keeps its run open."""
+    monkeypatch.setenv("WANDB_SERVICE", "3-1-unix-/nowhere")
+    monkeypatch.setenv("WANDB_PROJECT", "kept")
+    found = processes._worker_environment(1, ASSIGNMENT)
+    assert "WANDB_SERVICE" not in found and found["WANDB_PROJECT"] == "kept"
+
+
+BROKEN = {"code": 1, "slain": False, "sentence": "Connection closed by peer"}
+SLAIN = {"code": 1, "slain": True, "sentence": "the worker was killed by SIGKILL"}
+OWN = {"code": 78, "slain": False, "sentence": "rank 2's data ends early"}
+FINE = {"code": 0, "slain": False, "sentence": ""}
+
+
+@pytest.mark.parametrize(
+    ("in_order_of_time", "cause"),
+    [
+        ((BROKEN, SLAIN), SLAIN),  # the peer noticed first
+        ((SLAIN, BROKEN), SLAIN),
+        ((SLAIN, OWN), OWN),
+        ((BROKEN, OWN, SLAIN), OWN),
+        ((FINE, BROKEN, {**BROKEN, "sentence": "a later one"}), BROKEN),
+        ((FINE, FINE), FINE),
+    ],
+)
+def test_the_outcome_that_explains_the_others(in_order_of_time, cause) -> None:
+    outcomes = {rank: {**each, "rank": rank, "time": 100.0 + rank} for rank, each in enumerate(in_order_of_time)}
+    peers, ranks = SimpleNamespace(outcomes=lambda: outcomes), SimpleNamespace(world_size=len(outcomes))
+    assert processes._first_fault(outcomes[0], peers, ranks)["sentence"] == cause["sentence"]
+    # Which rank it is does not matter.
+    for each in outcomes.values():
+        each["rank"] = len(outcomes) - each["rank"]
+    assert processes._first_fault(outcomes[0], peers, ranks)["sentence"] == cause["sentence"]
+
+
+class _Worker:
+    """A worker that has ended, or that ends only when it is killed."""
+
+    def __init__(self, returncode: int | None):
+        self.returncode = returncode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        self.returncode = -9
+
+
+@pytest.mark.parametrize(("returncode", "slain"), [(-9, True), (-11, True), (-6, False), (1, False), (None, False)])
+def test_what_counts_as_a_death(monkeypatch: pytest.MonkeyPatch, returncode: int | None, slain: bool) -> None:
+    """Not an abort, by which a library gives up on a lost peer, and not our own end to a rank that hangs."""
+    monkeypatch.setattr(processes, "_GRACE_SECONDS", 0.0)
+    peers = SimpleNamespace(asked_to_stop=lambda: False, any_failed=lambda: True, report=lambda outcome: None)
+    hears, tells = os.pipe()
+    os.set_blocking(hears, False)
+    try:
+        outcome = processes._wait(_Worker(returncode), peers, SimpleNamespace(rank=0), hears)
+    finally:
+        os.close(hears)
+        os.close(tells)
+    assert outcome["code"] == 1 and outcome["slain"] is slain
