@@ -9,6 +9,7 @@ from typing import Any
 from data_prep.clean import limit_records
 from data_prep.readers import SourceSpec, read_demonstrations, read_pairs
 from data_prep.records import Message
+from pipeline.durable import json_lines
 
 SAMPLES = {"sft": "builtin:alpaca_sample", "ppo": "builtin:preference_sample"}
 """What is read where no file is given; the other stages read the pairs too."""
@@ -49,7 +50,7 @@ def write_prompts(path: str | None, base: Path, count: int, longest: int, target
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """What `write_rows` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in json_lines(path)]
 
 
 def messages(turns: list[dict[str, str]]) -> tuple[Message, ...]:

@@ -17,6 +17,7 @@ from evaluation.intervals import bootstrap_mean_ci, preference_accuracy
 from evaluation.likelihood import Likelihood, Scorer, demonstration_rows, mean_loss
 from evaluation.text_measures import refusal_rate
 from pipeline.context import HELD_OUT_PAIRS
+from pipeline.durable import json_lines
 from pipeline.rollouts.answers import Answer, Progress, Sampling
 from pipeline.rollouts.generate import Generator
 
@@ -142,7 +143,7 @@ def preference_row(artefact: Path) -> dict[str, Any]:
     path = artefact / HELD_OUT_PAIRS
     if not path.is_file():
         return {}
-    margins = [json.loads(line)["margin"] for line in path.read_text(encoding="utf-8").splitlines()]
+    margins = [json.loads(line)["margin"] for line in json_lines(path)]
     if not margins:
         return {}
     accuracy, interval = preference_accuracy(margins)

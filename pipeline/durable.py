@@ -81,6 +81,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def json_lines(path: Path) -> list[str]:
+    """The lines of a JSON Lines file, unparsed, blank ones left out.
+
+    Only a line feed ends one: `str.splitlines` also divides at separators that may stand in a text of JSON as they are
+    (U+2028, U+0085), and models write them.
+    """
+    return [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
+
+
 @contextmanager
 def full_disk_named(folder: Path, needs: int | None = None) -> Iterator[None]:
     """Turn "no space left" (and a quota or a read-only disk) into one sentence with the folder and what is free.

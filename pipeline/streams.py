@@ -79,11 +79,32 @@ class Stream:
     def per_sequence(self, values_M: Tensor) -> Tensor:
         """Sums of response tokens' values over their sequences (S,), in at least float32."""
         values = values_M if values_M.dtype == torch.float64 else values_M.float()
-        return values.new_zeros(len(self.ends_S)).index_add(0, self.sequences_M, values)
+        sums_S = values.new_zeros(len(self.ends_S))
+        if values.is_cuda:  # where index_add takes them as they come
+            return sums_S.index_put((self.sequences_M,), values, accumulate=True)
+        return sums_S.index_add(0, self.sequences_M, values)
 
     def lengths_S(self) -> Tensor:
         """Response tokens of each sequence."""
         return torch.bincount(self.sequences_M, minlength=len(self.ends_S))
+
+
+def at_places(values_N: Tensor, places: Tensor) -> Tensor:
+    """Values of tokens at places of a stream, one of which may be wanted several times; gradients repeat to the bit.
+
+    Of `values[places]`, float32 gradients of one place are added by several threads of a CPU in the order in which they
+    arrive. On a GPU it is the other way round: `index_select` adds as they arrive, indexing in order.
+
+    Args:
+        values_N: (N, ...).
+        places: of any shape.
+
+    Returns:
+        (*places, ...).
+    """
+    if values_N.is_cuda:
+        return values_N[places]
+    return values_N.index_select(0, places.flatten()).reshape(*places.shape, *values_N.shape[1:])
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> Packed:

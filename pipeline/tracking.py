@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console import Console
-from pipeline.durable import full_disk_named, write_text_atomically
+from pipeline.durable import full_disk_named, json_lines, write_text_atomically
 from pipeline.errors import SourceUnreachableError
 from pipeline.faults import reach, write_torn
 from pipeline.recipe.schema import WandbSettings
@@ -107,7 +107,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in json_lines(path):
         try:
             lines.append(json.loads(text))
         except ValueError:

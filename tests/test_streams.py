@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.models.stream_attention import Layout
-from pipeline.streams import SHORTEST_SHARED, balanced, pack, stream_of
+from pipeline.streams import SHORTEST_SHARED, at_places, balanced, pack, stream_of
 
 TOKENS = st.integers(0, 1)
 """So few that beginnings are often shared."""
@@ -115,3 +115,27 @@ def test_parts_are_balanced_and_whole(sizes, parts):
     totals = [sum(sizes[index] for index in part) for part in found]
     best = max(max(sizes), sum(sizes) / parts)
     assert max(totals) <= 4 / 3 * best + max(sizes)
+
+
+def test_gradients_of_one_place_are_added_in_one_order():
+    """Plain indexing fails this on two threads, mostly at the second try."""
+    draw = torch.Generator().manual_seed(0)
+    values_N = torch.randn(700, 576, generator=draw)
+    places, weights = torch.randint(300, (30, 25), generator=draw), torch.randn(30, 25, 576, generator=draw)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(2, threads))
+    try:
+        gradients = []
+        for _ in range(10):
+            leaf = values_N.clone().requires_grad_()
+            found = at_places(leaf, places)
+            assert torch.equal(found, values_N[places])
+            (found * weights).sum().backward()
+            gradients.append(leaf.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(each, gradients[0]) for each in gradients)
+    slow = torch.zeros(700, 576, dtype=torch.float64)
+    for place, weight in zip(places.flatten().tolist(), weights.reshape(-1, 576), strict=True):
+        slow[place] += weight.double()
+    torch.testing.assert_close(gradients[0].double(), slow, atol=1e-5, rtol=1e-5)

@@ -156,7 +156,7 @@ def accuracies(rows: Sequence[Row]) -> dict[str, float]:
 
 def read_pairs() -> list[Row]:
     """The committed preference rows."""
-    return [json.loads(line) for line in PREFERENCES.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in PREFERENCES.read_text(encoding="utf-8").strip().split("\n")]
 
 
 if __name__ == "__main__":

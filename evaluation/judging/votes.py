@@ -53,7 +53,7 @@ def read_votes(path: Path) -> list[Vote]:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file of votes")
     found: dict[tuple[str, ...], Vote] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             vote = _vote(line, f"{path}:{number}")
             # The same two answers the other way round are the same question.

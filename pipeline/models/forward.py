@@ -19,7 +19,7 @@ from pipeline.algorithms.logps import TokenScores, chunked_token_logps
 from pipeline.errors import TrivetError
 from pipeline.models.shards import is_spread, whole
 from pipeline.models.stream_attention import STREAMS, Attending, Layout
-from pipeline.streams import Packed, StandIn, Stream, pack
+from pipeline.streams import Packed, StandIn, Stream, at_places, pack
 
 CHUNK = 512
 """Tokens whose logits exist at a time."""
@@ -69,7 +69,7 @@ def hidden_states(
         where_BT[row, mask[row]] = torch.from_numpy(places)
     known = None if below is None else below(packed)
     hidden_NH = stream_hidden_states(trunk, packed, known, in_float32=in_float32)
-    return hidden_NH[where_BT.to(hidden_NH.device)]
+    return at_places(hidden_NH, where_BT.to(hidden_NH.device))
 
 
 def padded_hidden_states(trunk: Any, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor) -> Tensor:

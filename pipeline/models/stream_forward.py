@@ -26,7 +26,7 @@ from pipeline.models.forward import (
 )
 from pipeline.models.heads import values_at
 from pipeline.models.stream_attention import STREAMS, register
-from pipeline.streams import Segment, Stream, pack
+from pipeline.streams import Segment, Stream, at_places, pack
 
 _AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-4}
 _ROUGH_AGREEMENT = 0.25
@@ -86,14 +86,14 @@ def take_streams(model: Any) -> str | None:
 
 
 def _scores(inner: Any, hidden_NH: Tensor, stream: Stream) -> Tensor:
-    return values_at(hidden_NH[stream.ends_S], inner.score)
+    return values_at(at_places(hidden_NH, stream.ends_S), inner.score)
 
 
 def _token_logps(inner: Any) -> Callable[[Any, Tensor, Stream], Tensor]:
     head = vocabulary_head(inner)
 
     def read(inner: Any, hidden_NH: Tensor, stream: Stream) -> Tensor:
-        return head.token_logps(hidden_NH[stream.predictors_M], stream.targets_M)
+        return head.token_logps(at_places(hidden_NH, stream.predictors_M), stream.targets_M)
 
     return read
 

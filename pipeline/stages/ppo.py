@@ -19,6 +19,7 @@ from data_prep.cleaning import write_dropped
 from pipeline import checkpoint
 from pipeline.algorithms.kl import AdaptiveKL
 from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, seen_prompts
+from pipeline.durable import json_lines
 from pipeline.errors import PreemptedError, TrivetError
 from pipeline.faults import reach
 from pipeline.models.load import device
@@ -85,9 +86,8 @@ def run(context: StageContext) -> StageResult:
         leave_rows(context)
         samples = context.work / SAMPLES
         if samples.is_file():
-            text = samples.read_text(encoding="utf-8")
-            (context.folder / SAMPLES).write_text(text, encoding="utf-8")
-            context.tracker.table("rollouts", [json.loads(line) for line in text.splitlines()])
+            (context.folder / SAMPLES).write_bytes(samples.read_bytes())
+            context.tracker.table("rollouts", [json.loads(line) for line in json_lines(samples)])
     return StageResult(
         form=cast(Any, policy.form),
         tokenizer=policy.description,

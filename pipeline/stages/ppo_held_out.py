@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from pipeline.context import StageContext
-from pipeline.durable import full_disk_named, write_text_atomically
+from pipeline.durable import full_disk_named, json_lines, write_text_atomically
 from pipeline.stages.ppo_selection import Measurement
 
 HELD_OUT = "held_out.jsonl"
@@ -43,7 +43,7 @@ def rewind_rows(path: Path, rollouts: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in json_lines(path):
         try:
             if json.loads(line)["rollout"] <= rollouts:
                 kept.append(line)

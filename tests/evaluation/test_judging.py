@@ -248,6 +248,14 @@ def test_votes_by_hand(tmp_path):
     assert pair.figures["win_rate"] == pytest.approx((2 / 3 + 1 / 2) / 2) and pair.figures["win_rate_n"] == 2
 
 
+def test_votes_on_answers_with_a_line_separator_in_them(tmp_path):
+    """A browser writes it as it is."""
+    path = tmp_path / "votes.jsonl"
+    path.write_text(json.dumps(vote("p", "s\u20281", "p1", "b"), ensure_ascii=False) + "\n", encoding="utf-8")
+    (found,) = read_votes(path)
+    assert found.answer_a == "s\u20281"
+
+
 def test_who_votes_again_has_changed_their_mind(tmp_path):
     path = written(tmp_path, vote("p", "s1", "p1", "a"), vote("p", "p1", "s1", "a"), vote("q", "s2", "p2", "b"))
     votes = read_votes(path)

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.durable import (
     full_disk_named,
+    json_lines,
     read_json,
     sha256_file,
     sha256_json,
@@ -192,3 +193,14 @@ def test_torch_and_safetensors_on_a_really_full_disk(small_disk):
     for save in (lambda: torch.save(big, small_disk / "w.pt"), lambda: save_file(big, small_disk / "w.safetensors")):
         with pytest.raises(DiskError, match=r"disk full while writing to .* MB free"), full_disk_named(small_disk):
             save()
+
+
+def test_lines_end_where_json_says(tmp_path):
+    """Not at separators that stand in a text, as models write them, and a last line may be torn within a character."""
+    texts = ["one\u2028line", "an\u0085other", "tab\x0b\x0c\x1c", "é"]
+    path = tmp_path / "rows.jsonl"
+    rows = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    path.write_bytes(rows.encode() + b"\n" + '{"text": "é'.encode()[:-1])
+    *whole, torn = json_lines(path)
+    assert [json.loads(line)["text"] for line in whole] == texts
+    assert torn.startswith('{"text": "') and len(path.read_text(errors="replace").splitlines()) > 6
