@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline import comparing, data_commands, data_inspection, data_pipeline, faults, pushing, status
+from pipeline import comparing, data_commands, data_inspection, data_pipeline, evaluating, faults, pushing, status
 from pipeline.console import Console, terminal_console
 from pipeline.durable import full_disk, write_text_atomically
 from pipeline.errors import BusyError, DiskError, PreemptedError, RecipeError, TrivetError
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     data_commands.register(kinds)
     data_pipeline.register(kinds)
     comparing.register(commands)
+    evaluating.register(commands)
     pushing.register(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(action=_schema)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.benchmarks.record import read_entries
 from pipeline import artefact
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.faults import reach
@@ -20,6 +21,9 @@ def write_results(folder: Path, name: str, nodes: Sequence[Node], ledger: Ledger
     """Write the figures of every node that is sealed; the others stand with their status alone."""
     entries = {entry["name"]: entry for entry in ledger.stages}
     evaluation = _evaluation(nodes, entries)
+    benchmarks = read_entries(folder)
+    if benchmarks:
+        evaluation["benchmarks"] = benchmarks
     stages = {}
     for node in nodes:
         if node.name == EVALUATION:

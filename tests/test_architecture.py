@@ -41,6 +41,7 @@ LAYERS: dict[str, int] = {
     "pipeline.processes": 5, "pipeline.supervisor": 5, "pipeline.worker": 5, "pipeline.cli": 5, "pipeline.run": 5,
     "pipeline.data_commands": 5, "pipeline.data_inspection": 5, "pipeline.data_pipeline": 5, "pipeline.preflight": 5,
     "pipeline.slurm.*": 5, "pipeline.status": 5, "pipeline.comparing": 5, "pipeline.pushing": 5,
+    "pipeline.evaluating": 5,
 }  # fmt: skip
 SHARED_BY_STAGES = {
     f"pipeline.stages.{name}"

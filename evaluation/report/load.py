@@ -81,6 +81,8 @@ class Run:
     """By figure (`score`, `score_heldout`) and policy: how often its answer scored above the reference's."""
     conduct: Mapping[str, Mapping[str, Rate]]
     """By policy: what it did with harmful, harmless and unanswerable prompts."""
+    benchmarks: tuple[Mapping[str, Any], ...]
+    """Entries of public benchmarks, as `evaluation.benchmarks.record` keeps them."""
     policies: Mapping[str, Mapping[str, Any]]
     families: Mapping[str, Mapping[str, Tally]]
     comparisons: tuple[Comparison, ...]
@@ -120,6 +122,7 @@ def load_run(directory: Path) -> Run:
         score_heldout_by=files.text(measured.get("score_heldout_by")),
         score_wins={name: wins(row) for name, row in files.mapping(measured.get("score_wins")).items()},
         conduct={name: rates(row) for name, row in files.mapping(measured.get("conduct")).items()},
+        benchmarks=tuple(files.objects(measured.get("benchmarks"))),
         policies={name: files.mapping(row) for name, row in files.mapping(measured.get("policies")).items()},
         families={name: tallies(row) for name, row in files.mapping(measured.get("families")).items()},
         comparisons=tuple(c for row in files.objects(measured.get("comparisons")) if (c := _comparison(row))),

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.report import measures, sections
+from evaluation.report.benchmarks_section import benchmark_table
 from evaluation.report.conduct_section import conduct_table
 from evaluation.report.curves import curves
 from evaluation.report.load import Run, load_run
@@ -48,6 +49,7 @@ def render(run: Run) -> str:
         families=sections.family_table(run),
         wins=win_tables(run),
         conduct=conduct_table(run),
+        benchmarks=benchmark_table(run.benchmarks, tuple(run.policies)),
         reward_sections=reward_sections(run),
         ppo_sections=ppo_sections(run, drawn),
         stage_curves=drawn,

@@ -38,6 +38,7 @@ RESERVED_STAGES = {
     "logs": "the folder of log files",
     "evaluation": "the folder of results",
     "slurm": "the folder of job scripts",
+    "benchmarks": "the folder of public benchmarks",
 }
 SMOOTHED_LOSSES = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired")
 CHAT_TEMPLATES = ("auto", "plain", "alpaca", "chatml")

@@ -293,6 +293,10 @@ FLAGS = {
     },
     "status": {"-h", "--help", "run", "--json"},
     "push": {"-h", "--help", "run", "--project", "--entity", "--json"},
+    "eval": {
+        "-h", "--help", "run", "--set", "--store", "--reward", "--tasks", "--policies", "--data", "--limit",
+        "--batch-size", "--chat-template", "--allow-code", "--json",
+    },
     "compare": {"-h", "--help", "runs", "--html", "--csv", "--votes", "--json"},
     "data": {"-h", "--help"},
     "data convert": {

@@ -1,0 +1,197 @@
+"""`trivet eval RUN`: a finished run's policies, measured anew or by public benchmarks. Layer 5."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import artefact
+from pipeline.artefact import Artefact
+from pipeline.durable import read_json, write_json_atomically
+from pipeline.errors import DataError, RecipeError
+from pipeline.plan import EVALUATION
+from pipeline.recipe.vocabulary import nearest
+from pipeline.results import RESULTS
+
+if TYPE_CHECKING:
+    from pipeline.recipe import LoadedRecipe
+
+BASE = "base"
+BATCH_SIZE = 8
+
+
+def register(commands: Any) -> None:
+    """Add `eval` to the subcommands of `trivet`."""
+    evaluate = commands.add_parser("eval", help="measure a run's policies anew, or by public benchmarks")
+    evaluate.add_argument("run", metavar="RUN", help="a run directory, such as runs/alpaca-dpo")
+    evaluate.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="change a key of the evaluation, such as evaluation.prompts=300 (repeatable)",
+    )  # fmt: skip
+    evaluate.add_argument("--store", metavar="DIR", help="folder of shared artefacts (default: .store beside the run)")
+    evaluate.add_argument("--reward", metavar="FILE:FUNCTION", help="the run's own reward, where it has one")
+    evaluate.add_argument("--tasks", metavar="NAME,...", help="benchmarks: mmlu, cmmlu, ceval, hellaswag, gsm8k, ...")
+    evaluate.add_argument("--policies", metavar="NAME,...", help="policies to ask (default: base and all stages')")
+    evaluate.add_argument("--data", metavar="DIR", help="folder of the benchmarks' files (default: from the hub)")
+    evaluate.add_argument("--limit", metavar="N", type=int, help="only the first N questions of each task")
+    evaluate.add_argument("--batch-size", metavar="N", type=int, default=BATCH_SIZE, help="questions per forward pass")
+    evaluate.add_argument("--chat-template", action="store_true", help="put questions as a conversation")
+    evaluate.add_argument("--allow-code", action="store_true", help="run the programs that humaneval asks for")
+    evaluate.add_argument("--json", action="store_true", help="print the benchmarks' figures as JSON")
+    evaluate.set_defaults(action=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from pipeline.recipe import load_recipe
+
+    folder = Path(options.run)
+    if not (folder / "recipe.yaml").is_file():
+        raise DataError(f"{folder} holds no run (recipe.yaml is not there); name a run directory, as in runs/NAME")
+    options.run_dir = folder
+    loaded = load_recipe(folder / "recipe.yaml", options.overrides, output_dir=str(folder))
+    if options.tasks is None:
+        _refuse_alone(options)
+        return _again(options, loaded)
+    return _benchmarks(options, loaded, folder)
+
+
+def _refuse_alone(options: argparse.Namespace) -> None:
+    """Options of benchmarks say nothing without any."""
+    given = {
+        "--policies": options.policies, "--data": options.data, "--limit": options.limit,
+        "--chat-template": options.chat_template, "--allow-code": options.allow_code, "--json": options.json,
+        "--batch-size": options.batch_size != BATCH_SIZE,
+    }  # fmt: skip
+    unused = [name for name, value in given.items() if value]
+    if unused:
+        raise RecipeError(f"{unused[0]} is for benchmarks; add --tasks, such as --tasks mmlu,gsm8k, or leave it out")
+
+
+def _again(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
+    """The run's own evaluation, by what the recipe and --set say now; nothing is trained."""
+    import os
+
+    from pipeline import reward_function
+    from pipeline.console import terminal_console
+    from pipeline.recipe import check_engines, check_reward_function
+    from pipeline.runtime import Ranks
+    from pipeline.supervisor import RunOptions, Supervisor
+
+    check_engines(loaded.recipe, os.environ, loaded.places)
+    check_reward_function(loaded.recipe, options.reward, loaded.places)
+    chosen = RunOptions(
+        only=EVALUATION,
+        store=options.store or _store_of(Path(options.run)),
+        reward_function=reward_function.find(options.reward) if options.reward else None,
+    )
+    Supervisor(loaded, chosen, Ranks.from_environment(), terminal_console()).run()
+    return 0
+
+
+def _store_of(folder: Path) -> str | None:
+    """Where the run's artefacts lie, by its links; None leaves it to the run directory's neighbour."""
+    linked = (path.resolve().parent for path in sorted(folder.iterdir()) if path.is_symlink() and path.is_dir())
+    return next((str(place) for place in linked), None)
+
+
+def _benchmarks(options: argparse.Namespace, loaded: LoadedRecipe, folder: Path) -> int:
+    from evaluation.benchmarks.harness import quiet, require_harness
+    from evaluation.benchmarks.local import BENCHMARKS
+    from evaluation.benchmarks.record import read_entries
+    from pipeline.locks import hold
+
+    names = _named("--tasks", options.tasks, list(BENCHMARKS))
+    if "humaneval" in names and not options.allow_code:
+        raise RecipeError(
+            "humaneval runs programs that the policies write; add --allow-code to run them in a process apart, without "
+            "network, or leave it out of --tasks"
+        )
+    if (options.limit is not None and options.limit < 1) or options.batch_size < 1:
+        raise RecipeError("--limit and --batch-size must be at least 1")
+    artefacts = _policies(folder, loaded)
+    policies = _named("--policies", options.policies, [BASE, *artefacts]) if options.policies else [BASE, *artefacts]
+    quiet()
+    require_harness()
+    with hold(folder):
+        _ask(options, loaded, folder, artefacts, policies, names)
+        entries = read_entries(folder)
+        _publish(folder, entries)
+    if options.json:
+        print(json.dumps(entries, indent=2))
+    else:
+        from evaluation.report.benchmarks_section import print_benchmarks
+
+        print_benchmarks(entries)
+    return 0
+
+
+def _ask(
+    options: argparse.Namespace,
+    loaded: LoadedRecipe,
+    folder: Path,
+    artefacts: dict[str, Artefact],
+    policies: Sequence[str],
+    names: Sequence[str],
+) -> None:
+    from evaluation.benchmarks.harness import Asked
+    from evaluation.benchmarks.run import run_benchmarks
+    from pipeline.console import Console, terminal_console
+    from pipeline.models.source import identify
+    from pipeline.processes import prepare_base
+    from pipeline.runtime import resolve_precision, seed_everything
+
+    recipe = loaded.recipe
+    (folder / "logs").mkdir(exist_ok=True)
+    console = Console(None) if options.json else terminal_console()
+    seed_everything(recipe.seed)
+    run_benchmarks(
+        folder.absolute(),
+        recipe,
+        prepare_base(identify(recipe.model.base, recipe.model.revision), folder / "logs" / "rank0.log"),
+        artefacts,
+        policies,
+        names,
+        Path(options.data) if options.data else None,
+        Asked(limit=options.limit, chat_template=options.chat_template, batch_size=options.batch_size),
+        resolve_precision(next(reversed(recipe.stages.values())).precision),
+        console.say,
+    )
+
+
+def _policies(folder: Path, loaded: LoadedRecipe) -> dict[str, Artefact]:
+    """The run's sealed policies by stage."""
+    from pipeline.recipe.lineage import POLICY_KINDS
+
+    names = [name for name, stage in loaded.recipe.stages.items() if stage.kind in POLICY_KINDS]
+    sealed = [name for name in names if artefact.is_sealed(folder / name)]
+    return {name: artefact.open_artefact(folder / name) for name in sealed}
+
+
+def _named(flag: str, text: str, known: Sequence[str]) -> list[str]:
+    """The names of a comma-separated list, each once.
+
+    Raises:
+        RecipeError: one is not known.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in known:
+            near = nearest(name, list(known))
+            meant = f"; did you mean '{near}'?" if near else f" (there are: {', '.join(known)})"
+            raise RecipeError(f"{flag}: '{name}' is not known{meant}")
+    if not names:
+        raise RecipeError(f"{flag}: is empty; name one or more of {', '.join(known)}")
+    return names
+
+
+def _publish(folder: Path, entries: Sequence[dict[str, Any]]) -> None:
+    """Put the figures where a run's other ones are, and write the report anew."""
+    from evaluation.report.page import write_report
+
+    results = dict(read_json(folder / RESULTS)) if (folder / RESULTS).is_file() else {}
+    results["evaluation"] = {**(results.get("evaluation") or {}), "benchmarks": list(entries)}
+    write_json_atomically(folder / RESULTS, results)
+    write_report(folder)

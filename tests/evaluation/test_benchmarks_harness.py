@@ -1,0 +1,118 @@
+"""The harness itself on the tiny model and, where the public files are there, on the embedded one: the same figures as
+its own command line gives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from evaluation.benchmarks import harness
+from evaluation.benchmarks.harness import Asked
+from evaluation.benchmarks.local import LocalTask
+from evaluation.benchmarks.record import read_entries
+from evaluation.benchmarks.run import run_benchmarks
+from evaluation.benchmarks.task_files import write_tasks
+from pipeline.errors import SourceUnreachableError
+from pipeline.models.builtin import materialise
+from pipeline.recipe import loads_recipe
+from pipeline.runtime import ROOT
+
+pytestmark = pytest.mark.slow
+DATA = Path(os.environ.get("TRIVET_REAL_DATA") or ROOT.parent / "shared" / "data")
+LIMIT = 8
+RECIPE = """
+name: x
+model: {base: "BASE"}
+data: {sft: {sources: [{path: builtin:alpaca_sample}]}}
+stages: {sft: {precision: fp32}}
+"""
+ROWS = [
+    {"context": f"A man has {n}.", "endings": [str(n), "no", "a", "b"], "activity_label": "Counting", "label": 0}
+    for n in range(6)
+]
+
+
+def ask(run_dir, base, names, data, limit=LIMIT):
+    recipe = loads_recipe(RECIPE.replace("BASE", base)).recipe
+    asked = Asked(limit=limit, chat_template=False, batch_size=4)
+    said = []
+    run_benchmarks(run_dir, recipe, materialise(base), {}, ["base"], names, data, asked, "fp32", said.append)
+    return read_entries(run_dir), said
+
+
+@pytest.fixture
+def small(tmp_path):
+    """HellaSwag of six questions."""
+    folder = tmp_path / "data" / "hellaswag"
+    folder.mkdir(parents=True)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return tmp_path / "data"
+
+
+def test_a_benchmark_is_asked_kept_and_not_asked_again(tmp_path, small):
+    (entry,), _ = ask(tmp_path / "run", "builtin:tiny-llama", ["hellaswag"], small, limit=None)
+    figure = entry["figures"]["acc_norm"]
+    assert (entry["policy"], entry["benchmark"], figure["n"]) == ("base", "hellaswag", 6)
+    assert 0 <= figure["value"] <= 1 and entry["settings"]["lm_eval"] and len(entry["settings"]["data"]) == 64
+    questions = (tmp_path / "run" / "benchmarks" / "questions.jsonl").read_text().splitlines()
+    values = [json.loads(line)["value"] for line in questions]
+    assert len(values) == 6 and sum(values) / 6 == pytest.approx(figure["value"])
+    before = (tmp_path / "run" / "benchmarks" / "figures.json").read_bytes()
+    _, said = ask(tmp_path / "run", "builtin:tiny-llama", ["hellaswag"], small, limit=None)
+    assert said == ["HellaSwag, base: asked before"]
+    assert (tmp_path / "run" / "benchmarks" / "figures.json").read_bytes() == before
+    (again,), said = ask(tmp_path / "run", "builtin:tiny-llama", ["hellaswag"], small, limit=2)
+    assert "asked before" not in said[0] and again["figures"]["acc_norm"]["n"] == 2
+
+
+def test_programs_are_run_apart(tmp_path, tiny_model, tiny_tokenizer):
+    """A model that writes nonsense passes nothing; one whose answers are the solutions passes everything."""
+    row = {
+        "task_id": "0", "prompt": "def one():\n", "entry_point": "one", "canonical_solution": "    return 1\n",
+        "test": "def check(candidate):\n    assert candidate() == 1\n",
+    }  # fmt: skip
+    write_tasks(tmp_path, [LocalTask(task="humaneval", splits={"test": [row]})])
+    asked = Asked(limit=None, chat_template=False, batch_size=1)
+    (found,) = harness.ask(tiny_model, tiny_tokenizer, ["humaneval"], tmp_path, asked)
+    assert found.values == {"pass_at_1": 0.0}
+    assert harness._pass_at_1(row, ["    return 1\n"]) == {"pass_at_1": 1.0}
+    assert harness._pass_at_1(row, ["    return 2\n"]) == {"pass_at_1": 0.0}
+
+
+def test_a_hub_out_of_reach_is_one_sentence(tmp_path, tiny_model, tiny_tokenizer):
+    asked = Asked(limit=1, chat_template=False, batch_size=1)
+    with pytest.raises(SourceUnreachableError, match=r"hellaswag: the data cannot be fetched .*--data"):
+        harness.ask(tiny_model, tiny_tokenizer, ["hellaswag"], None, asked)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the public files are not here")
+def test_figures_are_those_of_the_harness_own_command_line(tmp_path):
+    """Three benchmarks of three kinds, question by question."""
+    names = ["hellaswag", "truthfulqa", "gsm8k"]
+    base = "builtin:smollm2-135m-instruct"
+    entries, _ = ask(tmp_path, base, names, DATA, limit=4)
+    tasks = {task["task"]: task for entry in entries for task in entry["tasks"]}
+    arguments = [
+        "--model", "hf", "--model_args", f"pretrained={materialise(base)},dtype=float32", "--device", "cpu",
+        "--tasks", ",".join(f"trivet_{task}" for task in tasks), "--limit", "4", "--batch_size", "4",
+        "--include_path", str(tmp_path / "benchmarks" / "tasks"), "--output_path", str(tmp_path / "theirs"),
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "lm_eval", *arguments], capture_output=True, text=True, check=False, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = (tmp_path / "theirs").rglob("results_*.json")
+    theirs = json.loads(path.read_text())["results"]
+    assert len(tasks) == 4
+    for name, task in tasks.items():
+        for metric, value in task["values"].items():
+            key = metric if "," in metric else f"{metric},none"
+            assert theirs[f"trivet_{name}"][key] == pytest.approx(value, abs=1e-6), (name, metric)
