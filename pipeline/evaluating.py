@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline import artefact
 from pipeline.artefact import Artefact
@@ -72,8 +75,6 @@ def _refuse_alone(options: argparse.Namespace) -> None:
 
 def _again(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
     """The run's own evaluation, by what the recipe and --set say now; nothing is trained."""
-    import os
-
     from pipeline import reward_function
     from pipeline.console import terminal_console
     from pipeline.recipe import check_engines, check_reward_function
@@ -98,7 +99,7 @@ def _store_of(folder: Path) -> str | None:
 
 
 def _benchmarks(options: argparse.Namespace, loaded: LoadedRecipe, folder: Path) -> int:
-    from evaluation.benchmarks.harness import quiet, require_harness
+    from evaluation.benchmarks.harness import require_harness
     from evaluation.benchmarks.local import BENCHMARKS
     from evaluation.benchmarks.record import read_entries
     from pipeline.locks import hold
@@ -113,7 +114,6 @@ def _benchmarks(options: argparse.Namespace, loaded: LoadedRecipe, folder: Path)
         raise RecipeError("--limit and --batch-size must be at least 1")
     artefacts = _policies(folder, loaded)
     policies = _named("--policies", options.policies, [BASE, *artefacts]) if options.policies else [BASE, *artefacts]
-    quiet()
     require_harness()
     with hold(folder):
         _ask(options, loaded, folder, artefacts, policies, names)
@@ -138,27 +138,48 @@ def _ask(
 ) -> None:
     from evaluation.benchmarks.harness import Asked
     from evaluation.benchmarks.run import run_benchmarks
-    from pipeline.console import Console, terminal_console
+    from pipeline.console import Console
     from pipeline.models.source import identify
     from pipeline.processes import prepare_base
     from pipeline.runtime import resolve_precision, seed_everything
 
     recipe = loaded.recipe
-    (folder / "logs").mkdir(exist_ok=True)
-    console = Console(None) if options.json else terminal_console()
+    logs = folder / "logs"
+    logs.mkdir(exist_ok=True)
     seed_everything(recipe.seed)
-    run_benchmarks(
-        folder.absolute(),
-        recipe,
-        prepare_base(identify(recipe.model.base, recipe.model.revision), folder / "logs" / "rank0.log"),
-        artefacts,
-        policies,
-        names,
-        Path(options.data) if options.data else None,
-        Asked(limit=options.limit, chat_template=options.chat_template, batch_size=options.batch_size),
-        resolve_precision(next(reversed(recipe.stages.values())).precision),
-        console.say,
-    )
+    base_folder = prepare_base(identify(recipe.model.base, recipe.model.revision), logs / "rank0.log")
+    with _libraries_in(logs / "benchmarks.log") as terminal:
+        run_benchmarks(
+            folder.absolute(),
+            recipe,
+            base_folder,
+            artefacts,
+            policies,
+            names,
+            Path(options.data) if options.data else None,
+            Asked(limit=options.limit, chat_template=options.chat_template, batch_size=options.batch_size),
+            resolve_precision(next(reversed(recipe.stages.values())).precision),
+            Console(None if options.json else terminal).say,
+        )
+
+
+@contextmanager
+def _libraries_in(log: Path) -> Iterator[TextIO]:
+    """Send what libraries print to a file for a while; yields what was standard output."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = {number: os.dup(number) for number in (1, 2)}
+    with log.open("ab") as output, os.fdopen(os.dup(1), "w", encoding="utf-8") as terminal:
+        for number in before:
+            os.dup2(output.fileno(), number)
+        try:
+            yield terminal
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, kept in before.items():
+                os.dup2(kept, number)
+                os.close(kept)
 
 
 def _policies(folder: Path, loaded: LoadedRecipe) -> dict[str, Artefact]:

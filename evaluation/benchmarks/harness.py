@@ -6,10 +6,7 @@ task, so that figures compare with those that others publish for the same versio
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,13 +60,6 @@ def require_harness() -> None:
         raise TrivetError(
             f"--tasks needs {error.name}, which is not installed; `pip install -e '.[eval]' -c constraints.txt` adds it"
         ) from error
-
-
-def quiet() -> None:
-    """Leave the terminal to the figures; call before anything imports tqdm."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def ask(model: Any, tokenizer: Any, names: Sequence[str], folder: Path | None, asked: Asked) -> list[TaskFigures]:

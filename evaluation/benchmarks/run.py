@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from evaluation.benchmarks.task_files import write_tasks
 from evaluation.intervals import paired_bootstrap_ci
 from evaluation.policies import BASE, Policies
 from pipeline.artefact import Artefact
+from pipeline.console import duration
 from pipeline.models.load import load_tokenizer
 from pipeline.recipe.schema import Recipe
 
@@ -68,9 +70,11 @@ def run_benchmarks(
                 say(f"{BENCHMARKS[name].title}, {policy}: asked before")
                 continue
             say(f"{BENCHMARKS[name].title}, {policy}: {len(tasks)} {'task' if len(tasks) == 1 else 'tasks'}")
+            started = time.monotonic()
             with loaded.use(policy) as model:
                 found = harness.ask(model, tokenizer, tasks, folder, asked)
             _keep(run_dir, name, policy, key, settled, found)
+            say(f"{BENCHMARKS[name].title}, {policy}: done in {duration(time.monotonic() - started)}")
     _compare(run_dir)
 
 
