@@ -52,7 +52,9 @@ def run(context: StageContext) -> StageResult:
     samples, demonstrations = evaluation.sample_lines(scores), evaluation.perplexity_lines()
     drawn, ns = evaluation.reference_scores(scores.get("score", {})), recipe.evaluation.best_of_n
     if context.ranks.is_first:
-        _write_lines(context.folder / "answers.jsonl", answer_lines(evaluation.prompts, answers))
+        greedy = answer_lines(evaluation.prompts, answers)
+        _write_lines(context.folder / "answers.jsonl", greedy)
+        context.tracker.table("answers", greedy)
         _write_lines(context.folder / "sampled.jsonl", samples)
         _write_lines(context.folder / "perplexity.jsonl", demonstrations)
         if drawn:

@@ -96,6 +96,7 @@ CHANGES: dict[str, str] = {
     "tracking.wandb": "tracking.wandb={}",
     "tracking.wandb.project": "tracking.wandb={project: other}",
     "tracking.wandb.entity": "tracking.wandb={entity: team}",
+    "tracking.wandb.log_weights": "tracking.wandb={log_weights: true}",
     "stages": "stages.last={kind: sft}",
     "stages.sft.init": "stages.more.init=sft",
     "stages.sft.packing": "stages.sft.packing=true",
@@ -602,11 +603,12 @@ def _evaluation(recipe: Any, tiny_folder: Path) -> Any:
 
 def _tracking(recipe: Any) -> Any:
     from pipeline.console import Console
-    from pipeline.tracking import WandbMirror
+    from pipeline.wandb_mirror import WandbMirror
 
     if recipe.tracking.wandb is None:
         return None
-    return WandbMirror(recipe.tracking.wandb, Path("run"), recipe.name, "sft", "key", Console(None))._options
+    mirror = WandbMirror(recipe.tracking.wandb, Path("run"), recipe.name, "sft", "key", Console(None))
+    return mirror._options, mirror._weights
 
 
 def _artefacts(folder: Path, tiny_folder: Path) -> dict[str, Any]:

@@ -197,6 +197,7 @@ class WandbSettings(Settings):
 
     project: str = Field("trivet", description="Project name.")
     entity: str | None = Field(None, description="Team or user; default: the logged-in user's.")
+    log_weights: bool = Field(False, description="Send adapters and models too, not only their manifests.")
 
 
 class TrackingSettings(Settings):

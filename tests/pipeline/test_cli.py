@@ -292,7 +292,9 @@ FLAGS = {
         "--array-over", "--dry-run", "--json",
     },
     "status": {"-h", "--help", "run", "--json"},
-    "push": {"-h", "--help", "run", "--project", "--entity", "--json"},
+    "push": {
+        "-h", "--help", "runs", "--to", "--project", "--entity", "--workspace", "--output-dir", "--json",
+    },
     "compare": {"-h", "--help", "runs", "--html", "--csv", "--votes", "--json"},
     "data": {"-h", "--help"},
     "data convert": {
