@@ -17,6 +17,8 @@ from evaluation import sampled
 from evaluation.best_of_n import best_of_lines, best_of_rows
 from evaluation.compare import Values, differences, pairs
 from evaluation.conduct import conduct
+from evaluation.judging.grades import grade_figures
+from evaluation.judging.grading import grading_lines
 from evaluation.measures import (
     answer_lines,
     rule_families,
@@ -60,6 +62,9 @@ def run(context: StageContext) -> StageResult:
         if drawn:
             _write_lines(context.folder / "best_of_n.jsonl", best_of_lines(drawn, ns))
     judged = evaluation.judged(answers)
+    questions, graded = evaluation.graded()
+    if questions and context.ranks.is_first:
+        _write_lines(context.folder / "questions.jsonl", grading_lines(questions, graded))
     for name in rows:
         rows[name].update(judged.columns(name))
     right = {name: [answer.right for answer in found] for name, found in answers.items()}
@@ -74,7 +79,11 @@ def run(context: StageContext) -> StageResult:
         "families": {name: rule_families(evaluation.prompts, found) for name, found in answers.items()},
         "conduct": {name: conduct(evaluation.prompts, found) for name, found in answers.items()},
         "best_of_n": best_of_rows(drawn, ns) if drawn else [],
-        "judge": {"model": recipe.evaluation.judge.model, "policies": judged.figures}
+        "judge": {
+            "model": recipe.evaluation.judge.model,
+            "policies": judged.figures,
+            **({"questions": grade_figures(questions, graded, evaluation.reference)} if questions else {}),
+        }
         if recipe.evaluation.judge
         else None,
         "comparisons": [row for figure, values in by_figure.items() for row in differences(figure, compared, values)],

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from evaluation.report import measures, sections
 from evaluation.report.conduct_section import conduct_table
 from evaluation.report.curves import curves
+from evaluation.report.grades_section import grade_table
 from evaluation.report.load import Run, load_run
 from evaluation.report.outcomes import outcome_of
 from evaluation.report.ppo_section import ppo_sections
@@ -48,6 +49,7 @@ def render(run: Run) -> str:
         families=sections.family_table(run),
         wins=win_tables(run),
         conduct=conduct_table(run),
+        grades=grade_table(run),
         reward_sections=reward_sections(run),
         ppo_sections=ppo_sections(run, drawn),
         stage_curves=drawn,
