@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.results import RESULTS
 from pipeline.tracking import read_lines, read_metrics
 from pipeline.wandb_artefacts import flat
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _TABLES = {"ppo": {"rollouts": "rollouts.jsonl"}, EVALUATION: {"answers": "answers.jsonl"}}
 """By kind of stage: rows in its artefact that live mirroring sends as tables."""
 
@@ -67,12 +69,14 @@ def read_run(folder: Path) -> FinishedRun:
     ledger = _object(folder / LEDGER, folder)
     results = _object(folder / RESULTS, folder) if (folder / RESULTS).is_file() else {}
     entries = [entry for entry in ledger.get("stages") or () if isinstance(entry, Mapping)]
+    for entry in entries:
+        _name(entry.get("name"), folder)
     made = {found.manifest.key: found for entry in entries if (found := _made(folder / str(entry.get("name")), notes))}
     stages = [_stage(folder, entry, results, made) for entry in entries]
     logged = tuple(stage for stage in stages if stage.lines or (stage.name == EVALUATION and stage.figures))
     if not logged:
         raise DataError(f"{folder}: no stage of this run has logged anything yet")
-    name = str(ledger.get("name") or folder.resolve().name)
+    name = _name(ledger.get("name") or folder.resolve().name, folder)
     return FinishedRun(folder=folder, name=name, recipe=_recipe(folder), stages=logged, notes=tuple(notes))
 
 
@@ -108,6 +112,13 @@ def _made(folder: Path, notes: list[str]) -> Artefact | None:
         # Runs of other versions are worth their metrics.
         notes.append(f"{folder / MANIFEST} cannot be read ({_first_line(error)}), so its artefact is left out")
         return None
+
+
+def _name(value: Any, folder: Path) -> str:
+    """A name that can be a folder's: runs may come from strangers, and files are written below it."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise DataError(f"{folder / LEDGER}: '{value}' is no name of a run or stage; the file is damaged or made up")
+    return value
 
 
 def _recipe(folder: Path) -> dict[str, Any]:

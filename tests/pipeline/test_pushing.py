@@ -82,6 +82,9 @@ def test_what_is_no_run_is_refused(tmp_path, wandb, run, capsys):
     assert push(tmp_path) == 65 and "holds no run" in capsys.readouterr().err
     (run / "run.json").write_text("{")
     assert push(run) == 65 and "cannot be read" in capsys.readouterr().err
+    for stranger in ('{"name": "../x", "stages": []}', '{"stages": [{"name": "../../x", "kind": "sft", "key": "k"}]}'):
+        (run / "run.json").write_text(stranger)
+        assert push(run) == 65 and "is no name of a run or stage" in capsys.readouterr().err
     (run / "run.json").write_text('{"stages": []}')
     assert push(run) == 65 and "no stage of this run has logged anything yet" in capsys.readouterr().err
 
