@@ -69,6 +69,7 @@ def read_run(folder: Path) -> FinishedRun:
     ledger = _object(folder / LEDGER, folder)
     results = _object(folder / RESULTS, folder) if (folder / RESULTS).is_file() else {}
     entries = [entry for entry in ledger.get("stages") or () if isinstance(entry, Mapping)]
+    name = _name(ledger.get("name") or folder.resolve().name, folder)
     for entry in entries:
         _name(entry.get("name"), folder)
     made = {found.manifest.key: found for entry in entries if (found := _made(folder / str(entry.get("name")), notes))}
@@ -76,7 +77,6 @@ def read_run(folder: Path) -> FinishedRun:
     logged = tuple(stage for stage in stages if stage.lines or (stage.name == EVALUATION and stage.figures))
     if not logged:
         raise DataError(f"{folder}: no stage of this run has logged anything yet")
-    name = _name(ledger.get("name") or folder.resolve().name, folder)
     return FinishedRun(folder=folder, name=name, recipe=_recipe(folder), stages=logged, notes=tuple(notes))
 
 
