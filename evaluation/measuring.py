@@ -7,6 +7,7 @@ drawn once per policy with the same noise, are for the divergence, the scores an
 from __future__ import annotations
 
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from data_prep.build import encode_demonstrations, without_seen
@@ -15,7 +16,9 @@ from data_prep.records import Prompt
 from evaluation import sampled
 from evaluation.chosen import choose_prompts, greedy_count
 from evaluation.compare import judges, reference_policy
+from evaluation.judging.grading import Graded, grade_one_by_one
 from evaluation.judging.policies import Judged, judge_one_by_one, write_judged
+from evaluation.judging.questions import Question, read_questions
 from evaluation.likelihood import Likelihood, Row, Scorer
 from evaluation.measures import (
     Answered,
@@ -32,6 +35,7 @@ from evaluation.policies import Policies
 from evaluation.score_wins import score_wins
 from evaluation.scoring import RewardModels
 from evaluation.text_measures import entropy, sampled_row
+from evaluation.two_turns import conversations
 from pipeline.artefact import Artefact
 from pipeline.context import (
     StageContext,
@@ -121,6 +125,18 @@ class Measurements:
         if self._context.ranks.is_first:
             write_judged(self._context.folder, found, self.prompts, texts, self.reference, settings.model)
         return found
+
+    def graded(self) -> tuple[list[Question], dict[str, list[Graded]]]:
+        """The recipe's questions, and every policy's answers to them with the judge's grades; empty without any."""
+        settings = self._recipe.evaluation.judge
+        if settings is None or settings.questions is None:
+            return [], {}
+        questions = read_questions(Path(settings.questions))
+        longest = settings.question_tokens
+        answers = conversations(
+            self.policies, self._generator, self._formatter, questions, longest, self._kept, self._progress
+        )
+        return questions, grade_one_by_one(settings, questions, answers, self._kept, self._progress)
 
     def sample_lines(self, scores: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
         """All sampled answers with what was measured of each; none where nothing was to be measured of them."""

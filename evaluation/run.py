@@ -17,6 +17,8 @@ from evaluation import sampled
 from evaluation.best_of_n import best_of_lines, best_of_rows
 from evaluation.compare import Values, differences, pairs
 from evaluation.conduct import conduct
+from evaluation.judging.grades import grade_figures
+from evaluation.judging.grading import grading_lines
 from evaluation.measures import (
     answer_lines,
     rule_families,
@@ -52,12 +54,17 @@ def run(context: StageContext) -> StageResult:
     samples, demonstrations = evaluation.sample_lines(scores), evaluation.perplexity_lines()
     drawn, ns = evaluation.reference_scores(scores.get("score", {})), recipe.evaluation.best_of_n
     if context.ranks.is_first:
-        _write_lines(context.folder / "answers.jsonl", answer_lines(evaluation.prompts, answers))
+        greedy = answer_lines(evaluation.prompts, answers)
+        _write_lines(context.folder / "answers.jsonl", greedy)
+        context.tracker.table("answers", greedy)
         _write_lines(context.folder / "sampled.jsonl", samples)
         _write_lines(context.folder / "perplexity.jsonl", demonstrations)
         if drawn:
             _write_lines(context.folder / "best_of_n.jsonl", best_of_lines(drawn, ns))
     judged = evaluation.judged(answers)
+    questions, graded = evaluation.graded()
+    if questions and context.ranks.is_first:
+        _write_lines(context.folder / "questions.jsonl", grading_lines(questions, graded))
     for name in rows:
         rows[name].update(judged.columns(name))
     right = {name: [answer.right for answer in found] for name, found in answers.items()}
@@ -72,7 +79,11 @@ def run(context: StageContext) -> StageResult:
         "families": {name: rule_families(evaluation.prompts, found) for name, found in answers.items()},
         "conduct": {name: conduct(evaluation.prompts, found) for name, found in answers.items()},
         "best_of_n": best_of_rows(drawn, ns) if drawn else [],
-        "judge": {"model": recipe.evaluation.judge.model, "policies": judged.figures}
+        "judge": {
+            "model": recipe.evaluation.judge.model,
+            "policies": judged.figures,
+            **({"questions": grade_figures(questions, graded, evaluation.reference)} if questions else {}),
+        }
         if recipe.evaluation.judge
         else None,
         "comparisons": [row for figure, values in by_figure.items() for row in differences(figure, compared, values)],

@@ -122,24 +122,38 @@ class Artefact:
         return self.path / self.manifest.form
 
 
-def seal(folder: Path, manifest: Manifest) -> Artefact:
-    """Make a folder an artefact: hash and flush every file, then write the manifest last.
+def completed(folder: Path, manifest: Manifest) -> Artefact:
+    """What is to be sealed: every file hashed and flushed to disk, the manifest complete but not yet written.
 
     Args:
         folder: holds the finished files; `WORKING_NAMES` in it are left out.
         manifest: complete but for `files`, which is filled in here.
 
     Raises:
-        DiskError: the disk is full; the folder stays unsealed.
+        DiskError: the disk is full.
     """
     with full_disk_named(folder):
         files = tuple(_entry(folder, path) for path in _result_files(folder))
         for parent in sorted({path.parent for path in _result_files(folder)}):
             fsync_path(parent)
     sealed = manifest.model_copy(update={"files": files})
-    sealed = sealed.model_copy(update={"digest": _digest(sealed)})
-    write_json_atomically(folder / MANIFEST, sealed.model_dump(mode="json"))
-    return Artefact(folder, sealed)
+    return Artefact(folder, sealed.model_copy(update={"digest": _digest(sealed)}))
+
+
+def write_seal(made: Artefact) -> None:
+    """Write the manifest of what `completed` gave: from here on its folder is an artefact.
+
+    Raises:
+        DiskError: the disk is full; the folder stays unsealed.
+    """
+    write_json_atomically(made.path / MANIFEST, made.manifest.model_dump(mode="json"))
+
+
+def seal(folder: Path, manifest: Manifest) -> Artefact:
+    """Make a folder an artefact: `completed`, then `write_seal`, so that the manifest comes last."""
+    made = completed(folder, manifest)
+    write_seal(made)
+    return made
 
 
 def is_sealed(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from data_prep.data_sets import other_set
 from data_prep.fingerprint import source_fingerprint
 from data_prep.split import shares_of
 from data_prep.templates import template_text
+from evaluation.judging.questions import questions_fingerprint
 from pipeline import artefact
 from pipeline.durable import sha256_json
 from pipeline.models.source import BaseIdentity, identify
@@ -36,8 +37,8 @@ _NOT_IN_KEYS: dict[str, Any] = {
 """Names of earlier stages, whose keys count instead, and what says whether or where a stage runs, not what it makes."""
 _LATER = {"reward": ("seed",), "ppo": ("stop_at_turn",)}
 """Settings that keys leave out at their default: artefacts from before there was a choice have them unsaid."""
-_NOT_JUDGED_BY: dict[str, Any] = {"judge": {"url", "timeout", "attempts", "parallel"}}
-"""Where a judge is asked, and how patiently, is no part of what it says."""
+_NOT_JUDGED_BY: dict[str, Any] = {"judge": {"url", "timeout", "attempts", "parallel", "questions", "question_tokens"}}
+"""Where a judge is asked, and how patiently, is no part of what it says; questions count with their content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,16 @@ def _evaluation_settings(recipe: Recipe, base: BaseIdentity, prints: dict[str, l
         "betas": [stage.beta for stage in recipe.stages.values() if isinstance(stage, DpoSettings)],
         **_common_settings(recipe, base),
         "data": {which: _data_settings(recipe, which, prints) for which in prints},
+        **_questions(recipe),
     }
+
+
+def _questions(recipe: Recipe) -> dict[str, Any]:
+    """What the judge's questions are and how far they are answered; unsaid where there are none."""
+    judge = recipe.evaluation.judge
+    if judge is None or judge.questions is None:
+        return {}
+    return {"questions": {"content": questions_fingerprint(Path(judge.questions)), "tokens": judge.question_tokens}}
 
 
 def _common_settings(recipe: Recipe, base: BaseIdentity) -> dict[str, Any]:

@@ -44,7 +44,8 @@ from pipeline.runtime import (
     library_versions,
     seed_everything,
 )
-from pipeline.tracking import SilentTracker, Tracker, WandbMirror
+from pipeline.tracking import SilentTracker, Tracker
+from pipeline.wandb_mirror import WandbMirror
 
 _STAGES = {
     "sft": "pipeline.stages.sft",
@@ -163,8 +164,11 @@ def _run_alone(assignment: Assignment, stop: StopRequest, console: Console, rank
     faults.reach("stage.finished", folder)
     barrier()
     if ranks.is_first:
+        manifest = _manifest(assignment, context, result, parents, time.time() - started)
+        made = artefact.completed(context.folder, manifest)
+        tracker.made(made, tuple(parents.values()))
         tracker.finish()
-        _seal(assignment, context, result, parents, time.time() - started)
+        artefact.write_seal(made)
         faults.reach("stage.sealed", folder)
         for name in artefact.WORKING_NAMES - {WORK_LOCK}:
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -200,10 +204,10 @@ def _tracker(assignment: Assignment, recipe: Recipe, ranks: Ranks, console: Cons
     return Tracker(folder / "metrics.jsonl", assignment.stage, mirror)
 
 
-def _seal(
+def _manifest(
     assignment: Assignment, context: StageContext, result: StageResult, parents: dict[str, Artefact], seconds: float
-) -> None:
-    manifest = Manifest(
+) -> Manifest:
+    return Manifest(
         kind=cast(Any, _KINDS.get(assignment.kind, "policy")),
         stage=assignment.stage,
         stage_kind=assignment.kind,
@@ -230,7 +234,6 @@ def _seal(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
     )
-    artefact.seal(context.folder, manifest)
 
 
 def _first_line(error: BaseException) -> str:

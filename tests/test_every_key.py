@@ -45,6 +45,8 @@ stages:
     eval_prompts: 3
 """
 
+QUESTIONS = Path(__file__).parent / "data" / "questions.jsonl"
+"""Two questions in MT-bench's form."""
 PLAIN_ROWS = Path(__file__).parent / "data" / "plain_pairs.jsonl"
 """Pairs whose rows do not name their split, so that the hash of the prompt decides."""
 DIRTY_ROWS = Path(__file__).parent / "data" / "dirty_pairs.jsonl"
@@ -93,9 +95,12 @@ CHANGES: dict[str, str] = {
     "evaluation.judge.timeout": "evaluation.judge={url: 'http://a', model: m, timeout: 5}",
     "evaluation.judge.attempts": "evaluation.judge={url: 'http://a', model: m, attempts: 2}",
     "evaluation.judge.parallel": "evaluation.judge={url: 'http://a', model: m, parallel: 1}",
+    "evaluation.judge.questions": f"evaluation.judge={{url: 'http://a', model: m, questions: {QUESTIONS}}}",
+    "evaluation.judge.question_tokens": "evaluation.judge.question_tokens=9",
     "tracking.wandb": "tracking.wandb={}",
     "tracking.wandb.project": "tracking.wandb={project: other}",
     "tracking.wandb.entity": "tracking.wandb={entity: team}",
+    "tracking.wandb.log_weights": "tracking.wandb={log_weights: true}",
     "stages": "stages.last={kind: sft}",
     "stages.sft.init": "stages.more.init=sft",
     "stages.sft.packing": "stages.sft.packing=true",
@@ -291,6 +296,8 @@ BESIDES |= {
 }
 for key in ("url", "model", "prompts", "timeout", "attempts", "parallel"):
     BESIDES[f"evaluation.judge.{key}"] = ["evaluation.judge={url: 'http://a', model: m}"]
+BESIDES["evaluation.judge.questions"] = BESIDES["evaluation.judge.url"]
+BESIDES["evaluation.judge.question_tokens"] = [CHANGES["evaluation.judge.questions"]]
 for stage in ("sft", "reward", "ppo", "dpo"):
     BESIDES[f"stages.{stage}.precision"] = [f"stages.{stage}.precision=fp32"]
 
@@ -546,7 +553,9 @@ def _evaluation(recipe: Any, tiny_folder: Path) -> Any:
 
     from data_prep.chat import ChatFormatter
     from evaluation import measuring
+    from evaluation.judging import grading
     from evaluation.judging import policies as judging
+    from evaluation.judging.grading import Graded
     from evaluation.judging.win_rate import Verdict
     from evaluation.likelihood import Likelihood
     from pipeline.models.load import load_tokenizer
@@ -589,6 +598,9 @@ def _evaluation(recipe: Any, tiny_folder: Path) -> Any:
         mock.patch.object(measuring.Generator, "answers", answers),
         mock.patch.object(measuring.Scorer, "score", score),
         mock.patch.object(judging, "judge_all", judge_all),
+        mock.patch.object(
+            grading, "grade_all", lambda questions, *rest, **more: [Graded(answers=(), grades=()) for _ in questions]
+        ),
     ):
         evaluation = measuring.Measurements(context, formatter, 0, "fp32", {})
         rows = {name: evaluation.row(name) for name in Stub.names}
@@ -597,16 +609,18 @@ def _evaluation(recipe: Any, tiny_folder: Path) -> Any:
         further = evaluation.reference_scores({evaluation.reference: [1.0] * len(evaluation._sampled_prompts)})
         answers = {name: evaluation._answers(name) for name in ("base", evaluation.reference)}
         judged = evaluation.judged(answers).figures
-    return rows, further, judged, calls, evaluation.judges
+        graded = evaluation.graded()
+    return rows, further, judged, graded, calls, evaluation.judges
 
 
 def _tracking(recipe: Any) -> Any:
     from pipeline.console import Console
-    from pipeline.tracking import WandbMirror
+    from pipeline.wandb_mirror import WandbMirror
 
     if recipe.tracking.wandb is None:
         return None
-    return WandbMirror(recipe.tracking.wandb, Path("run"), recipe.name, "sft", "key", Console(None))._options
+    mirror = WandbMirror(recipe.tracking.wandb, Path("run"), recipe.name, "sft", "key", Console(None))
+    return mirror._options, mirror._weights
 
 
 def _artefacts(folder: Path, tiny_folder: Path) -> dict[str, Any]:

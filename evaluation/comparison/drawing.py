@@ -13,6 +13,10 @@ from evaluation.report.charts import Band, Mark, Series, line_chart
 from evaluation.report.curves import Legend
 from evaluation.report.measures import figures, measure_named, plain
 
+_TITLES = {
+    "score": "Score by the reward model",
+    "score_heldout": "Score by a reward model that training did not use,",
+}
 STYLES = 8
 """The style sheet has so many colours, `path-1` on; further paths begin again."""
 
@@ -69,7 +73,7 @@ def _chart(found: Frontier, colours: dict[str, str]) -> FrontierChart:
         y_label=value_label(measure), steps=False, x_range=(0.0,), marks=list(_marks(found, scale)), bands=bands,
     )  # fmt: skip
     return FrontierChart(
-        title=f"Score by the reward model of {found.group}" if found.group else measure.label,
+        title=f"{_TITLES.get(found.metric, measure.label)} of {found.group}" if found.group else measure.label,
         svg=svg,
         beyond="; ".join(
             f"{place.name}: {figures(measure, place.value)[0]} at {plain(place.kl)} nats"

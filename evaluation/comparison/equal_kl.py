@@ -9,14 +9,15 @@ from itertools import combinations
 
 from evaluation import frontier
 from evaluation.comparison.load import ComparedRun
+from evaluation.comparison.passed import Passed, passed_by, reward_keys
 from evaluation.comparison.spots import best_spot, spot_of
 from evaluation.frontier import Spot
 from evaluation.intervals import Interval
 from evaluation.report.files import number
-from evaluation.report.load import Stage
 
-METRICS = ("score", "rule_accuracy")
+METRICS = ("score", "score_heldout", "rule_accuracy")
 """What stands on the frontier: what was trained on, and what was not."""
+_SCORES = ("score", "score_heldout")
 _BAND_POINTS = 25
 _MOST_PATHS = 8
 """Beyond so many paths not every pair is compared: 28 intervals are as many as anyone can read."""
@@ -49,17 +50,6 @@ class PathRow:
     """The same with values per prompt; empty where the evaluation left none."""
     band: tuple[tuple[float, float, float], ...] = ()
     """sqrt(KL) with the lower and upper end of the value's interval there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passed:
-    """What a PPO stage measured by itself while it trained: its own held-out prompts, at its own temperature."""
-
-    name: str
-    run: str
-    group: str
-    points: tuple[tuple[float, float, float], ...]
-    """Rollout, KL in nats, score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,13 +86,12 @@ class Frontier:
 
 def frontiers(runs: Sequence[ComparedRun]) -> list[Frontier]:
     """One frontier for each value that is measured, and for each reward model behind it."""
-    passed = [one for compared in runs for one in _passed(compared)]
     found = []
     for metric in METRICS:
         paths = [path for compared in runs for path in _paths(compared, metric, len(runs))]
         if metric == "score":
             paths += [path for compared in runs for path in _best_of_n(compared, len(runs))]
-        mine = passed if metric == "score" else []
+        mine = [one for compared in runs for one in passed_by(compared, metric)] if metric in _SCORES else []
         for group in dict.fromkeys([*(path.group for path in paths), *(one.group for one in mine)]):
             within = tuple(path for path in paths if path.group == group)
             way = tuple(one for one in mine if one.group == group)
@@ -120,11 +109,9 @@ def frontiers(runs: Sequence[ComparedRun]) -> list[Frontier]:
 
 
 def _owner(runs: Sequence[ComparedRun], judge: str) -> str:
-    return ", ".join(one.label for one in runs if judge and judge in (one.score_by, *_reward_keys(one)))
-
-
-def _reward_keys(compared: ComparedRun) -> list[str]:
-    return [stage.key for stage in compared.run.stages if stage.kind == "reward"]
+    return ", ".join(
+        one.label for one in runs if judge and judge in (one.score_by, one.score_heldout_by, *reward_keys(one))
+    )
 
 
 def _paths(compared: ComparedRun, metric: str, runs: int) -> Iterable[PathRow]:
@@ -147,7 +134,7 @@ def _paths(compared: ComparedRun, metric: str, runs: int) -> Iterable[PathRow]:
             name=name if runs == 1 else f"{name} ({compared.label})",
             run=compared.label,
             policies=tuple(place.name for place in places),
-            group=compared.score_by if metric == "score" else "",
+            group=compared.judge_of(metric),
             reference=compared.identity(run.reference),
             places=(start, *places),
             spots=whole,
@@ -159,7 +146,7 @@ def _others(runs: Sequence[ComparedRun], metric: str, group: str) -> Iterable[Pl
     """What stands beside the paths; a policy that several runs share once."""
     seen: set[tuple[str, str]] = set()
     for compared in runs:
-        if metric == "score" and compared.score_by != group:
+        if compared.judge_of(metric) != group:
             continue
         for policy in compared.run.policies:
             stage, key = compared.stage(policy), _key(compared, policy)
@@ -224,35 +211,3 @@ def _pairs(metric: str, paths: Sequence[PathRow]) -> Iterable[Pair]:
                 metric=metric, a=a.name, b=b.name, kl=found.kl, value_a=found.a, value_b=found.b,
                 difference=found.difference, same_reference=a.reference == b.reference, run_a=a.run, run_b=b.run,
             )  # fmt: skip
-
-
-def _passed(compared: ComparedRun) -> Iterable[Passed]:
-    """Held-out measurements of every PPO stage, whether it has ended or not."""
-    for stage in compared.run.stages:
-        points = tuple(_eval_points(stage)) if stage.kind == "ppo" else ()
-        if points:
-            yield Passed(
-                name=f"{stage.name} while training ({compared.label})",
-                run=compared.label,
-                group=_rewarded_by(compared, stage),
-                points=points,
-            )
-
-
-def _rewarded_by(compared: ComparedRun, stage: Stage) -> str:
-    """Key of the reward model that a PPO stage was rewarded by; of an unfinished one, the run's last."""
-    parents = stage.provenance.parents if stage.provenance else ()
-    named = [parent.key for parent in parents if parent.role.startswith("reward")]
-    return next(iter([*named, *reversed(_reward_keys(compared))]), f"the rewards of {compared.label}")
-
-
-def _eval_points(stage: Stage) -> Iterable[tuple[float, float, float]]:
-    """Steps at which both score and divergence are finite numbers; a step logged twice counts as logged last."""
-    by_step: dict[float, dict[str, float | None]] = {}
-    for point in stage.points:
-        if point.split == "eval":
-            by_step.setdefault(point.step, {})[point.name] = point.value
-    for step, values in sorted(by_step.items()):
-        kl, score = values.get("kl_seq"), values.get("score")
-        if kl is not None and score is not None:
-            yield step, kl, score

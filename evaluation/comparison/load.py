@@ -60,6 +60,15 @@ class ComparedRun:
         return self.identity(self.run.score_by) if self.run.score_by else ""
 
     @property
+    def score_heldout_by(self) -> str:
+        """The key of the reward model behind the held-out scores, which no policy was trained against; or empty."""
+        return self.identity(self.run.score_heldout_by) if self.run.score_heldout_by else ""
+
+    def judge_of(self, metric: str) -> str:
+        """The key of the reward model that a measure is by; empty for one that needs none."""
+        return {"score": self.score_by, "score_heldout": self.score_heldout_by}.get(metric, "")
+
+    @property
     def evaluated(self) -> bool:
         """Whether any policy of the run has figures."""
         return bool(self.run.policies)

@@ -90,7 +90,7 @@ def _of_policy(policy: str, holding: Sequence[ComparedRun]) -> Iterable[Spread]:
     for measure in measured(rows):
         values = [number(row.get(measure.name)) for row in rows]
         known = [(one.label, value) for one, value in zip(holding, values, strict=True) if value is not None]
-        if len(known) < 2 or (measure.name.startswith("score") and len({one.score_by for one in holding}) > 1):
+        if len(known) < 2 or len({one.judge_of(measure.name) for one in holding}) > 1:
             continue
         yield Spread(
             policy=policy, kind=stage.kind if stage else "", measure=measure, runs=tuple(label for label, _ in known),

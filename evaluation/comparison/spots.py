@@ -17,7 +17,7 @@ def spot_of(compared: ComparedRun, policy: str, metric: str) -> Spot | None:
     Args:
         compared: its run.
         policy: its name there.
-        metric: `score` of the sampled answers, or `rule_accuracy` of the greedy ones.
+        metric: `score` or `score_heldout` of the sampled answers, or `rule_accuracy` of the greedy ones.
     """
     sampled = {row.prompt_id: row.figures for row in compared.sampled if row.policy == policy}
     kl = {prompt_id: figures.get("kl") for prompt_id, figures in sampled.items()}

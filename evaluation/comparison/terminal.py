@@ -41,12 +41,13 @@ def print_comparison(found: Comparison, console: Console | None = None) -> None:
             for at, label in enumerate(runs)
         ]
         _print(console, "Time", stages, times)
-    passed = [one for frontier in found.frontiers for one in frontier.passed]
+    passed = [(frontier.metric, one) for frontier in found.frontiers for one in frontier.passed]
     if passed:
         console.print()
-    for one in passed:
+    for metric, one in passed:
         way = ", ".join(f"{plain(value)} at {plain(kl)}" for _, kl, value in one.points)
-        say(console, f"{one.name}, held-out score at nats: {way}")
+        by = "held-out score" if metric == "score" else "score by the model that is watched"
+        say(console, f"{one.name}, {by} at nats: {way}")
     for i, sentence in enumerate(found.verdicts):
         if i == 0:
             console.print()

@@ -15,7 +15,7 @@ from evaluation.comparison.rows import PolicyRow, policy_rows
 from evaluation.comparison.seeds import SeedGroup, Spread, floors, seed_groups, spreads
 from evaluation.comparison.side_by_side import Sample, samples
 from evaluation.comparison.voting import vote_sentence, voted_on
-from evaluation.comparison.words import notes, seed_notes, verdicts
+from evaluation.comparison.words import notes, second_opinions, seed_notes, verdicts
 from evaluation.judging.votes import VotedPair
 from evaluation.report.words import Sentence, state
 
@@ -70,7 +70,12 @@ def compare_runs(directories: Sequence[Path], votes: Path | None = None) -> Comp
         spreads=tuple(by_seed),
         noise=noise,
         verdicts=(*verdicts(found, groups, noise), *map(vote_sentence, voted)),
-        notes=(*seed_notes(groups, noise), *notes(runs, rows, found), *unknown),
+        notes=(
+            *seed_notes(groups, noise),
+            *second_opinions(found, groups, noise),
+            *notes(runs, rows, found),
+            *unknown,
+        ),
         samples=tuple(samples(runs, rows)),
         costs=tuple(costs(runs)),
         voted=tuple(voted),

@@ -15,6 +15,7 @@ LEAST_PROMPTS = 10
 """Over fewer an interval can be a single point by chance, and shows nothing whatever it says."""
 _VALUES = {
     "score": "score by the reward model",
+    "score_heldout": "score by a reward model that training did not use",
     "rule_accuracy": "held-out prompts answered right",
 }
 
@@ -83,6 +84,31 @@ def seed_notes(groups: Sequence[SeedGroup], noise: Mapping[str, float]) -> Itera
             yield f"A difference in {_VALUES[metric]} must exceed {shown}{unit}, which another seed alone can make."
 
 
+def second_opinions(
+    found: Sequence[Frontier], groups: Sequence[SeedGroup] = (), noise: Mapping[str, float] | None = None
+) -> Iterable[str]:
+    """Where a lead by the score that was trained on is none by the one that was kept apart; arguments as `verdicts`."""
+    pairs = [pair for one in found for pair in one.pairs if not _by_seed_alone(pair, groups)]
+    apart = {(pair.a, pair.b): pair for pair in pairs if pair.metric == "score_heldout"}
+    for pair in pairs:
+        other = apart.get((pair.a, pair.b))
+        if pair.metric != "score" or other is None:
+            continue
+        first, second = (_ahead(one, (noise or {}).get(one.metric)) for one in (pair, other))
+        if first and first != second:
+            yield (
+                f"{first} leads by the score that training used, {second or 'nobody'} by the one that it did not: a "
+                "lead in the first alone may be its weakness."
+            )
+
+
+def _ahead(pair: Pair, noise: float | None) -> str:
+    """Who is shown to be ahead; empty for nobody."""
+    if verdict(pair, noise).tone != "better" or pair.difference.estimate is None:
+        return ""
+    return pair.b if pair.difference.estimate > 0 else pair.a
+
+
 def notes(runs: Sequence[ComparedRun], rows: Sequence[PolicyRow], found: Sequence[Frontier]) -> Iterable[str]:
     """What keeps figures apart that stand near each other."""
     judges = {row.score_by: row for row in rows if row.score_by}
@@ -92,6 +118,10 @@ def notes(runs: Sequence[ComparedRun], rows: Sequence[PolicyRow], found: Sequenc
             f"Scores come from {len(judges)} reward models ({whose}). Scores of different models are never compared; "
             "rules are the same for all."
         )
+    apart = {compared.score_heldout_by: compared.label for compared in runs if compared.score_heldout_by}
+    if len(apart) > 1:
+        whose = _listed([*apart.values()])
+        yield f"Held-out scores come from {len(apart)} reward models ({whose}), and are compared where one gave both."
     references = {path.reference for one in found for path in one.paths}
     if len(references) > 1:
         yield (

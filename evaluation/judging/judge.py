@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from evaluation.judging.asking import ask, in_parallel
 from evaluation.judging.cache import ReplyCache
 from evaluation.judging.endpoint import Endpoint
 from evaluation.judging.win_rate import Verdict
@@ -30,8 +30,6 @@ _QUESTION = (
 )
 _LETTER = re.compile(r"^\W*(?:(A|B|T|tie)[^\w\s]*(?:\s*$|\s*\n|(?<=[.:,)])\s)|answer[\s_]+(A|B)\b)", re.IGNORECASE)
 _MAX_TOKENS = 8
-_READINGS = 2
-"""A reply that cannot be read is asked for so often in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,17 +54,7 @@ def judge_all(
     Raises:
         SourceUnreachableError, RecipeError: the endpoint failed for good; what was judged is in the cache.
     """
-    found: list[Verdict] = []
-    with ThreadPoolExecutor(parallel) as pool:
-        try:
-            for verdict in pool.map(partial(_verdict, endpoint, cache), matches):
-                found.append(verdict)
-                progress(len(found), len(matches))
-        except BaseException:
-            # The pairs still waiting would only fail likewise, each after all its pauses.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return found
+    return in_parallel(matches, partial(_verdict, endpoint, cache), parallel, progress)
 
 
 def read_letter(reply: str) -> str | None:
@@ -95,13 +83,5 @@ def _share(endpoint: Endpoint, cache: ReplyCache, prompt: str, first: str, secon
         {"role": "system", "content": _SYSTEM},
         {"role": "user", "content": _QUESTION.format(prompt=prompt, first=first, second=second)},
     ]
-    for reading in range(_READINGS):
-        asked = {"version": VERSION, "model": endpoint.model, "messages": messages, "reading": reading}
-        reply = cache.get(asked)
-        if reply is None:
-            reply = endpoint.reply(messages, _MAX_TOKENS)
-            cache.put(asked, reply)
-        letter = read_letter(reply)
-        if letter is not None:
-            return {"A": 0.0, "B": 1.0, "T": 0.5}[letter]
-    return None
+    letter = ask(endpoint, cache, messages, version=VERSION, max_tokens=_MAX_TOKENS, read=read_letter)
+    return None if letter is None else {"A": 0.0, "B": 1.0, "T": 0.5}[letter]

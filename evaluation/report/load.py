@@ -91,6 +91,8 @@ class Run:
     """The language model that compared answers; empty for none."""
     judged: Mapping[str, Mapping[str, Any]]
     """By policy: what it said against the reference, and its own biases."""
+    graded: Mapping[str, Mapping[str, Any]]
+    """By policy: the grades that it gave to answers to the recipe's questions."""
     answers: tuple[Answer, ...]
     gaps: tuple[str, ...]
     """What could not be read, one sentence each."""
@@ -129,6 +131,7 @@ def load_run(directory: Path) -> Run:
         best_of_n=tuple(b for row in files.objects(measured.get("best_of_n")) if (b := best_of(row))),
         judge=files.text(judge.get("model")),
         judged={name: files.mapping(row) for name, row in files.mapping(judge.get("policies")).items()},
+        graded={name: files.mapping(row) for name, row in files.mapping(judge.get("questions")).items()},
         answers=answers,
         gaps=tuple(gaps),
     )

@@ -16,6 +16,7 @@ from evaluation.report import measures, sections
 from evaluation.report.benchmarks_section import benchmark_table
 from evaluation.report.conduct_section import conduct_table
 from evaluation.report.curves import curves
+from evaluation.report.grades_section import grade_table
 from evaluation.report.load import Run, load_run
 from evaluation.report.outcomes import outcome_of
 from evaluation.report.ppo_section import ppo_sections
@@ -50,6 +51,7 @@ def render(run: Run) -> str:
         wins=win_tables(run),
         conduct=conduct_table(run),
         benchmarks=benchmark_table(run.benchmarks, tuple(run.policies)),
+        grades=grade_table(run),
         reward_sections=reward_sections(run),
         ppo_sections=ppo_sections(run, drawn),
         stage_curves=drawn,

@@ -166,6 +166,12 @@ class JudgeSettings(Settings):
     timeout: PositiveFloat = Field(60.0, description="Seconds to wait for a reply.")
     attempts: PositiveInt = Field(6, description="So often a question is put before giving up, with growing pauses.")
     parallel: Annotated[int, Field(ge=1, le=64)] = Field(4, description="Questions put at the same time.")
+    questions: str | None = Field(
+        None,
+        description="File of questions of one or two turns in MT-bench's form, to which every policy's answers are "
+        "graded from 1 to 10. Off unless written.",
+    )
+    question_tokens: PositiveInt = Field(512, description="Longest answer to one of these questions.")
 
 
 class EvaluationSettings(Settings):
@@ -197,6 +203,7 @@ class WandbSettings(Settings):
 
     project: str = Field("trivet", description="Project name.")
     entity: str | None = Field(None, description="Team or user; default: the logged-in user's.")
+    log_weights: bool = Field(False, description="Send adapters and models too, not only their manifests.")
 
 
 class TrackingSettings(Settings):

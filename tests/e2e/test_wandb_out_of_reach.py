@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.peers import free_port
 from pipeline.runtime import ROOT
-from tests.pipeline.test_pushing import records_of
+from tests.pipeline.fake_cloud import records_of
 
 pytestmark = pytest.mark.slow
 RECIPE = ROOT / "recipes" / "tiny_dpo.yaml"

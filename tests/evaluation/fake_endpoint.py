@@ -12,7 +12,7 @@ SHOWN = re.compile(r"<answer_A>\n(.*?)\n</answer_A>.*<answer_B>\n(.*?)\n</answer
 
 
 class Judge:
-    """Replies by `prefer(first, second)`, after the faults that were ordered."""
+    """Replies by `prefer(first, second)`, or `prefer(question)` without a pair, after the faults that were ordered."""
 
     def __init__(self, prefer):
         self.prefer = prefer
@@ -42,7 +42,9 @@ class Judge:
         if fault == "no json":
             return self._send(handler, 200, "<html>busy</html>")
         if text is None:
-            text = self.prefer(*SHOWN.search(body["messages"][1]["content"]).groups())
+            asked = body["messages"][1]["content"]
+            two = SHOWN.search(asked)
+            text = self.prefer(*two.groups()) if two else self.prefer(asked)
         return self._send(handler, 200, json.dumps({"choices": [{"message": {"content": text}}]}))
 
     def _send(self, handler, code, text, headers=()):

@@ -33,7 +33,7 @@ def recipe(stages, **evaluation):
 
 
 def write_compared(
-    run, method="ppo", *, slope, kl, judge="judge-a", seed=0, per_prompt=True, prompts=PROMPTS, **settings
+    run, method="ppo", *, slope, kl, judge="judge-a", seed=0, per_prompt=True, prompts=PROMPTS, heldout=None, **settings
 ):
     """A run of SFT, a reward model and one method that buys `slope` of score per root of a nat, on noisy prompts."""
     generator, keys = random.Random(seed), {"sft": "s" * 64, "reward": judge, method: f"{run.name}-{method}"}
@@ -56,17 +56,30 @@ def write_compared(
             text = XSS if name == method else f"{name} says {at}"
             answers.append({**line, "family": "sums", "response": text, "correct": right[at]})
             sampled.append({**line, "response": "y", "kl": kls[at], "score": scores[at]})
+            if heldout:
+                own = hard[at] + (heldout[1] * math.sqrt(mean) if name == method else 0.0)
+                sampled[-1]["score_heldout"] = own + random.Random(f"{name}{at}{seed}").gauss(0, 0.2)
+        if heldout:
+            apart = [row["score_heldout"] for row in sampled if row["policy"] == name]
+            policies[name]["score_heldout"] = sum(apart) / prompts
     settings.pop("asked", None)
-    stages = ["sft", "reward", method, "evaluation"]
-    write(run / "run.json", {"name": "x", "stages": [
-        {"name": name, "kind": name, "key": keys.get(name, f"{run.name}-e"), "status": "done", "seconds": 10.5}
+    stages = ["sft", "reward", *(["apart"] if heldout else []), method, "evaluation"]
+    keys["apart"] = heldout[0] if heldout else ""
+    entries = [
+        {
+            "name": name, "kind": "reward" if name == "apart" else name, "key": keys.get(name, f"{run.name}-e"),
+            "status": "done", "seconds": 10.5,
+        }
         for name in stages
-    ]})  # fmt: skip
+    ]  # fmt: skip
+    write(run / "run.json", {"name": "x", "stages": entries})
     measured = {"status": "done", "reference": "sft", "score_by": "reward", "policies": policies}
+    measured["score_heldout_by"] = "apart" if heldout else None
     write(run / "results.json", {"name": "x", "stages": {}, "evaluation": measured})
     (run / "recipe.yaml").write_text(json.dumps(recipe(stages[:-1], **settings)))
     for name in stages[:-1]:
-        parents = [{"role": "reward_0", "stage": "reward", "key": judge}] if name == "ppo" else []
+        parents = [{"role": "reward_1", "stage": "reward", "key": judge}] if name == "ppo" else []
+        parents += [{"role": "watched", "stage": "apart", "key": keys["apart"]}] if name == "ppo" and heldout else []
         write(run / name / "manifest.json", {"stage": name, "key": keys[name], "parents": parents})
         write_lines(run / name / "metrics.jsonl", [])
     (run / "evaluation").mkdir()
@@ -144,6 +157,82 @@ def test_scores_of_two_reward_models_are_never_compared(tmp_path):
     assert [frontier.group for frontier in found.frontiers if frontier.metric == "score"] == ["one", "other"]
     assert any("2 reward models" in note for note in found.notes)
     assert len([row for row in found.rows if row.policy == "sft"]) == 2, "one policy with two scores is two rows"
+
+
+def exploiter(tmp_path, apart="apart-a", **other):
+    """PPO that climbs its own reward model and not the other, beside DPO that climbs both a little."""
+    ppo = write_compared(tmp_path / "hacked", "ppo", slope=1.0, kl=4.0, seed=1, heldout=(apart, 0.0))
+    dpo = write_compared(
+        tmp_path / "honest", "dpo", slope=0.5, kl=4.0, seed=2, heldout=(other.get("other", apart), 0.5)
+    )
+    return compare_runs([ppo, dpo])
+
+
+def test_the_score_that_was_optimised_is_not_the_only_judge(tmp_path):
+    found = exploiter(tmp_path)
+    (trained_on,), (apart,) = pairs(found), pairs(found, "score_heldout")
+    assert trained_on.difference.high < 0 < apart.difference.low, "DPO less PPO"
+    said = [sentence.text for sentence in found.verdicts]
+    assert any(
+        "ppo (hacked) is better than dpo (honest)" in text and "score by the reward model." in text for text in said
+    )
+    assert any(
+        "dpo (honest) is better than ppo (hacked)" in text and "that training did not use." in text for text in said
+    )
+    (note,) = [note for note in found.notes if "leads by" in note]
+    assert note.startswith("ppo (hacked) leads by the score that training used, dpo (honest) by the one")
+    (frontier,) = [one for one in found.frontiers if one.metric == "score_heldout"]
+    assert frontier.group == "hacked, honest" and all(path.band for path in frontier.paths)
+    assert "Score by a reward model that training did not use, of hacked, honest" in comparison_page(found)
+    assert "score_heldout" in {one["metric"] for one in as_json(found)["frontiers"]}
+
+
+def test_without_a_second_model_nothing_is_said_of_one(two):
+    found = compare_runs(two)
+    assert {one.metric for one in found.frontiers} == {"score", "rule_accuracy"}
+    assert not any("did not use" in note or "Held-out scores" in note for note in found.notes)
+
+
+def test_no_note_where_both_models_agree(tmp_path):
+    runs = [
+        write_compared(tmp_path / name, method, slope=slope, kl=4.0, seed=at, heldout=("apart-a", slope))
+        for at, (name, method, slope) in enumerate((("one", "ppo", 1.0), ("other", "dpo", 0.2)))
+    ]
+    found = compare_runs(runs)
+    assert {sentence.tone for sentence in found.verdicts[:2]} == {"better"}
+    assert not any("leads by" in note for note in found.notes)
+
+
+def test_held_out_scores_of_two_models_are_never_compared(tmp_path):
+    found = exploiter(tmp_path, other="apart-b")
+    assert pairs(found, "score_heldout") == [] and len(pairs(found)) == 1
+    groups = [one.group for one in found.frontiers if one.metric == "score_heldout"]
+    assert groups == ["hacked", "honest"] and any("Held-out scores come from 2 reward models" in n for n in found.notes)
+
+
+def test_what_ppo_watched_stands_on_the_frontier_of_the_model_that_it_watched(tmp_path):
+    run = write_compared(tmp_path / "one", "ppo", slope=1.0, kl=4.0, heldout=("apart-a", 0.1))
+    ppo_points(run, [(0, 0.0, 0.0), (8, 1.0, 2.0)])
+    lines = (run / "ppo" / "metrics.jsonl").read_text()
+    watched = [
+        {"stage": "ppo", "step": step, "split": "eval", "name": "score_heldout", "value": value}
+        for step, value in ((0, 0.25), (8, 0.125))
+    ]
+    (run / "ppo" / "metrics.jsonl").write_text(lines + "".join(json.dumps(line) + "\n" for line in watched))
+    found = compare_runs([run])
+    by_metric = {one.metric: [point for way in one.passed for point in way.points] for one in found.frontiers}
+    assert by_metric["score"] == [(0, 0.0, 0.0), (8, 2.0, 1.0)]
+    assert by_metric["score_heldout"] == [(0, 0.0, 0.25), (8, 2.0, 0.125)]
+    assert [one.metric for one in found.frontiers] == ["score", "score_heldout", "rule_accuracy"], "one group each"
+    # Not finished: neither manifest nor evaluation; the recipe says which model is watched.
+    (run / "ppo" / "manifest.json").unlink()
+    (run / "results.json").unlink()
+    written = json.loads((run / "recipe.yaml").read_text())
+    written["stages"]["ppo"]["watch"] = "apart"
+    (run / "recipe.yaml").write_text(json.dumps(written))
+    other = write_compared(tmp_path / "other", "dpo", slope=0.5, kl=4.0, heldout=("apart-a", 0.1))
+    groups = {one.metric: len(one.passed) for one in compare_runs([run, other]).frontiers if one.paths}
+    assert groups == {"score": 1, "score_heldout": 1, "rule_accuracy": 0}, "each beside the paths of its own model"
 
 
 def test_what_two_runs_share_stands_in_the_table_once(two):

@@ -340,3 +340,32 @@ def test_a_judge_compares_every_policy_with_the_reference(context_of, tmp_path, 
     assert (context.folder / "alpaca_eval" / "annotations.json").is_file()
     monkeypatch.setattr(judging, "judge_policies", None)
     assert evaluation.run(context).metrics == metrics, "a repeated attempt asks nobody"
+
+
+def test_questions_of_two_turns_are_answered_and_graded_for_every_policy(context_of, tmp_path, monkeypatch):
+    """Made again after an interruption that lost one policy's answers and another's grades, it asks nothing twice."""
+    monkeypatch.setenv("TRIVET_CACHE", str(tmp_path / "replies"))
+    asked = tmp_path / "questions.jsonl"
+    rows = [{"question_id": n, "category": "c", "turns": [f"say {n}", "again"]} for n in range(3)]
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def grade(*shown):
+        return "T" if len(shown) == 2 else str(1 + len(shown[0]) % 10)
+
+    with endpoint(grade) as (judge, url):
+        settings = {"url": url, "model": "m", "questions": str(asked), "question_tokens": 6, "attempts": 1}
+        context = context_of(judge=settings, folder="graded")
+        metrics = evaluation.run(context).metrics
+        lines = [json.loads(line) for line in (context.folder / "questions.jsonl").read_text().splitlines()]
+        figures = metrics["judge"]["questions"]
+        assert set(figures) == {"base", "sft", "dpo", "ppo"} and len(lines) == 12
+        for name, found in figures.items():
+            own = [line["grades"] for line in lines if line["policy"] == name]
+            assert found["grade"] == pytest.approx(sum(sum(pair) / 2 for pair in own) / 3)
+            assert ("less_reference" in found) == (name != "sft")
+        assert figures["ppo"]["less_reference"] == 0.0, "the same weights as the reference's"
+        for name in ("graded-dpo", "conversations-ppo"):
+            (context.work / f"{name}.json").unlink()
+        judge.asked.clear()
+        assert evaluation.run(context).metrics["judge"] == metrics["judge"]
+        assert judge.asked == [], "what was graded is in the cache"

@@ -292,7 +292,9 @@ FLAGS = {
         "--array-over", "--dry-run", "--json",
     },
     "status": {"-h", "--help", "run", "--json"},
-    "push": {"-h", "--help", "run", "--project", "--entity", "--json"},
+    "push": {
+        "-h", "--help", "runs", "--to", "--project", "--entity", "--workspace", "--output-dir", "--json",
+    },
     "eval": {
         "-h", "--help", "run", "--set", "--store", "--reward", "--tasks", "--policies", "--data", "--limit",
         "--batch-size", "--chat-template", "--allow-code", "--json",

@@ -143,6 +143,24 @@ def test_where_a_judge_is_asked_is_no_part_of_what_it_says(here):
     assert judged(model="n") != judged() and judged(prompts=7) != judged()
 
 
+def test_a_judges_questions_count_with_their_content(here):
+    def judged(**changes):
+        judge = {"url": "http://a", "model": "m", **changes}
+        return keys(here, TEXT, f"evaluation.judge={json.dumps(judge)}")
+
+    for name, turn in (("one", "a"), ("same", "a"), ("other", "b")):
+        (here / name).write_text(json.dumps({"question_id": 1, "turns": [turn]}))
+    one, same, other = (judged(questions=str(here / name)) for name in ("one", "same", "other"))
+    assert one == same and one["evaluation"] != other["evaluation"] != judged()["evaluation"]
+    assert judged(questions=str(here / "one"), question_tokens=5)["evaluation"] != one["evaluation"]
+    assert judged(question_tokens=5) == judged(), "without questions nothing is answered so far"
+    assert {name: key for name, key in one.items() if name != "evaluation"} == {
+        name: key for name, key in judged().items() if name != "evaluation"
+    }
+    with pytest.raises(DataError, match="cannot be read"):
+        judged(questions=str(here / "missing"))
+
+
 def test_a_command_line_change_is_an_edit_like_any_other(here):
     assert keys(here, TEXT, "stages.dpo.beta=0.2") == keys(here, TEXT.replace("beta: 0.1", "beta: 0.2"))
     assert keys(here, TEXT, "stages.dpo.beta=0.1") == keys(here)

@@ -4,86 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import subprocess
 import sys
-import types
 
 import pytest
 
-from pipeline.cli import main
 from pipeline.runtime import ROOT
-from pipeline.tracking import WandbMirror
-
-
-class Cloud(types.ModuleType):
-    """Keeps runs by id as the service does: a resumed run goes on behind its last step, earlier ones are dropped."""
-
-    def __init__(self):
-        super().__init__("wandb")
-        self.runs, self.fail_at = {}, None
-
-    def Settings(self, **keywords):
-        return keywords
-
-    def init(self, **options):
-        run = self.runs.setdefault(options["id"], {"options": options, "history": [], "summary": {}, "finished": 0})
-        cloud = self
-
-        class Run:
-            starting_step = run["history"][-1][0] + 1 if run["history"] else 0
-            summary = run["summary"]
-
-            def log(self, values, step):
-                if cloud.fail_at == step:
-                    cloud.fail_at = None
-                    raise ConnectionError("gone")
-                assert not run["history"] or step > run["history"][-1][0], "the service drops such a step"
-                run["history"].append((step, dict(values)))
-
-            def finish(self):
-                run["finished"] += 1
-
-        return Run()
-
-    def by_stage(self):
-        return {run["options"]["job_type"]: run for run in self.runs.values()}
-
-
-@pytest.fixture
-def wandb(monkeypatch):
-    cloud = Cloud()
-    monkeypatch.setitem(sys.modules, "wandb", cloud)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    return cloud
-
-
-@pytest.fixture
-def run(tmp_path):
-    """SFT has logged, PPO too and is still going, evaluation has figures only."""
-    folder = tmp_path / "run"
-    stages = [{"name": name, "kind": name, "key": f"key-{name}"} for name in ("sft", "ppo", "reward", "evaluation")]
-    for name in ("sft", "ppo"):
-        (folder / name).mkdir(parents=True)
-        lines = [
-            {"stage": name, "step": step, "split": split, "name": "loss", "value": None if step == 3 else 1 / step}
-            for split in ("train", "eval") for step in range(1, 6) if split == "train" or step == 5
-        ]  # fmt: skip
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (folder / name / "metrics.jsonl").write_text(text + ('{"stage": "pp' if name == "ppo" else ""))
-    (folder / "run.json").write_text(json.dumps({"name": "mine", "stages": stages}))
-    policies = {"ppo": {"score": 0.5, "rule_accuracy": None, "kl_ci95": [1, 2]}}
-    results = {"stages": {"sft": {"metrics": {"eval_loss": 1.5}}}, "evaluation": {"policies": policies}}
-    (folder / "results.json").write_text(json.dumps(results))
-    (folder / "recipe.yaml").write_text("name: mine\ntracking: {wandb: {project: p, entity: e}}\n")
-    return folder
-
-
-def push(*arguments):
-    with pytest.raises(SystemExit) as ended:
-        main(["push", *map(str, arguments)])
-    return ended.value.code
+from pipeline.wandb_mirror import WandbMirror
+from tests.pipeline.fake_cloud import push, records_of
 
 
 def test_every_step_arrives_once_in_one_group_with_a_job_type_per_stage(run, wandb, capsys):
@@ -154,24 +82,11 @@ def test_what_is_no_run_is_refused(tmp_path, wandb, run, capsys):
     assert push(tmp_path) == 65 and "holds no run" in capsys.readouterr().err
     (run / "run.json").write_text("{")
     assert push(run) == 65 and "cannot be read" in capsys.readouterr().err
+    for stranger in ('{"name": "../x", "stages": []}', '{"stages": [{"name": "../../x", "kind": "sft", "key": "k"}]}'):
+        (run / "run.json").write_text(stranger)
+        assert push(run) == 65 and "is no name of a run or stage" in capsys.readouterr().err
     (run / "run.json").write_text('{"stages": []}')
     assert push(run) == 65 and "no stage of this run has logged anything yet" in capsys.readouterr().err
-
-
-def records_of(path):
-    """Records of a `.wandb` file: a LevelDB log behind a header of 7 bytes, in blocks of 32 KiB."""
-    data, at, parts = path.read_bytes(), 7, []
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
-        parts.append(data[at + 7 : at + 7 + length])
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            yield b"".join(parts)
-            parts = []
 
 
 @pytest.mark.slow

@@ -11,11 +11,12 @@ import types
 
 import pytest
 
-from pipeline import tracking
+from pipeline import wandb_mirror
 from pipeline.console import Console
 from pipeline.errors import DiskError
 from pipeline.recipe.schema import WandbSettings
-from pipeline.tracking import SilentTracker, Tracker, WandbMirror, read_metrics
+from pipeline.tracking import SilentTracker, Tracker, read_metrics
+from pipeline.wandb_mirror import WandbMirror
 
 
 class Listener:
@@ -246,7 +247,7 @@ def test_no_failure_of_the_mirror_reaches_the_run(tmp_path, wandb, monkeypatch, 
 
 def test_a_service_that_stops_taking_anything_holds_nobody_up(tmp_path, wandb, monkeypatch):
     """Its library would wait for ever for the last lines to arrive."""
-    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.05)
+    monkeypatch.setattr(wandb_mirror, "FINISH_SECONDS", 0.05)
     blocked = threading.Event()
     monkeypatch.setattr(FakeRun, "finish", lambda run: blocked.wait(30))
     tracker, heard = tracked(tmp_path)

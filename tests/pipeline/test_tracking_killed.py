@@ -11,8 +11,9 @@ import time
 import pytest
 
 from pipeline.runtime import ROOT
-from pipeline.tracking import _drop_unsynced, read_metrics
-from tests.pipeline.test_pushing import records_of
+from pipeline.tracking import read_metrics
+from pipeline.wandb_runs import drop_unsynced
+from tests.pipeline.fake_cloud import records_of
 
 pytestmark = pytest.mark.slow
 STEPS = 400
@@ -21,7 +22,8 @@ import sys, time
 from pathlib import Path
 from pipeline.console import Console
 from pipeline.recipe.schema import WandbSettings
-from pipeline.tracking import Tracker, WandbMirror
+from pipeline.tracking import Tracker
+from pipeline.wandb_mirror import WandbMirror
 
 folder = Path(sys.argv[1])
 mirror = WandbMirror(WandbSettings(project="p"), folder, "mine", "sft", "key", Console(None))
@@ -105,6 +107,6 @@ def test_what_has_been_synced_stays(tmp_path):
         (tmp_path / "wandb" / name / "run-abc.wandb").touch()
         if synced:
             (tmp_path / "wandb" / name / "run-abc.wandb.synced").touch()
-    _drop_unsynced(tmp_path, "abc")
+    drop_unsynced(tmp_path, "abc")
     left = {path.name for path in (tmp_path / "wandb").iterdir()}
     assert left == {"offline-run-1-abc", "offline-run-3-other"}
