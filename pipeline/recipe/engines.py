@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.errors import RecipeError
 from pipeline.recipe.checks import ds_config_file
+from pipeline.recipe.parallelism import against_parallelism
 from pipeline.recipe.places import Places, Problem
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.stage_settings import PpoSettings, RewardSettings, StageSettings
@@ -109,6 +110,8 @@ def _problems(recipe: Recipe, name: str, stage: StageSettings, environment: Mapp
             "inherit to take the launch's, or launch without an engine (--config_file ds_configs/accelerate/ddp.yaml)"
         )
         return
+    if why := against_parallelism(environment):
+        yield why
     if asked.kind == "none":
         return
     if asked.kind == "fsdp":

@@ -96,6 +96,15 @@ def test_fsdp_is_refused_stage_by_stage_but_can_be_switched_off():
     assert set(engines(FSDP, *off).values()) == {Engine("none")}
 
 
+@pytest.mark.parametrize("off", [(), ("stages.sft.deepspeed=none", "stages.reward.deepspeed=none")])
+def test_a_launch_that_splits_sequences_is_not_passed_over(off):
+    """Whatever the engine: accelerate reads it by itself."""
+    sizes = {"PARALLELISM_CONFIG_CP_SIZE": "2", "PARALLELISM_CONFIG_TP_SIZE": "1"}
+    asked = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", **sizes}
+    assert "the launch configures accelerate's parallelism (cp_size: 2), which splits" in refused(asked, *off)
+    engines(sizes, *off)
+
+
 OFF = ("stages.sft.deepspeed=none", "stages.reward.deepspeed=none")
 
 
