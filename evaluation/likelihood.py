@@ -17,6 +17,7 @@ from pipeline.algorithms.logps import seq_logps, token_logps
 from pipeline.batches import ScoringBatch, scoring_batch
 from pipeline.errors import TrivetError
 from pipeline.models.forward import VocabularyHead, attends_in_streams, hidden_states, trunk_of, vocabulary_head
+from pipeline.models.fully_sharded import computed_within
 from pipeline.models.shards import is_spread_model, scoring_mode
 from pipeline.runtime import Ranks, autocast
 
@@ -54,7 +55,7 @@ class Scorer:
         was_training = self.model.training
         self.model.eval()
         with scoring_mode(self.model), autocast(self.precision):
-            head = _head_of(self.model)
+            head = computed_within(self.model, lambda: _head_of(self.model))
             found = over_ranks(
                 [ids for ids, _ in rows],
                 self.batch_size,
@@ -69,7 +70,7 @@ class Scorer:
 
     def _score_batch(self, rows: Sequence[Row], head: VocabularyHead | None) -> list[Likelihood]:
         batch = scoring_batch(rows, self.pad_id)
-        logps = response_logps(self.model, batch, head)
+        logps = computed_within(self.model, lambda: response_logps(self.model, batch, head))
         counts = batch.response_mask_BT.sum(-1)
         return [Likelihood(float(logp), int(count)) for logp, count in zip(logps.cpu(), counts, strict=True)]
 

@@ -18,6 +18,7 @@ from pipeline.artefact import Artefact
 from pipeline.batches import pad_left
 from pipeline.models import adapters
 from pipeline.models.forward import attends_in_streams
+from pipeline.models.fully_sharded import computed_within
 from pipeline.models.heads import ScalarHead, sequence_scores
 from pipeline.models.load import device, load_classifier
 from pipeline.models.reward_model import RewardSpec, head_of, member_folders, normalise
@@ -68,7 +69,8 @@ class SequenceScorer:
 
     def _scores(self, rows: Sequence[Ids]) -> list[float]:
         ids, mask = pad_left(rows, self.pad_id)
-        return [float(score) for score in sequence_scores(self.model, self.head, ids, mask).cpu()]
+        scores = computed_within(self.model, lambda: sequence_scores(self.model, self.head, ids, mask))
+        return [float(score) for score in scores.cpu()]
 
 
 @dataclass(frozen=True, slots=True)

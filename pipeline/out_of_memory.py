@@ -122,7 +122,7 @@ def _stronger_engine(at: str, recipe: Recipe, stage: StageSettings, engine: Engi
         return
     if world_size > 1 and engine.kind == "none":
         yield f"{at}.deepspeed=zero2"
-    if world_size > 1 and engine.zero_stage < 3 and not quantised:
+    if world_size > 1 and not engine.spreads_parameters and not quantised:
         yield f"{at}.deepspeed=zero3"
     if not quantised and not is_ppo and "offload" not in str(engine.file):
         yield f"{at}.deepspeed=zero3_offload_cpu"

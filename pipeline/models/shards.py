@@ -1,4 +1,4 @@
-"""Models whose parameters DeepSpeed's ZeRO-3 spreads over the ranks: to spread them, see them whole, take them home.
+"""Models whose parameters an engine spreads over the ranks: to spread them (ZeRO-3), see them whole, take them home.
 
 Between two layers a rank holds its share of every parameter and nothing else, so whatever reads a weight, and does not
 call the layer that owns it, must ask for the whole first. All of it is collective: every rank makes the same calls, as
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.fully_sharded import is_fully_sharded, resharded, whole_tensor
+
 
 def is_spread(parameter: Tensor) -> bool:
     """Whether a parameter is ZeRO-3's."""
@@ -26,8 +28,8 @@ def _is_in_pieces(parameter: Any) -> bool:
 
 
 def is_spread_model(model: nn.Module) -> bool:
-    """Whether a model's parameters are ZeRO-3's; then all ranks must call it equally often."""
-    return any(map(is_spread, model.parameters()))
+    """Whether a model's parameters are ZeRO-3's or FSDP's; then all ranks must call it equally often."""
+    return any(map(is_spread, model.parameters())) or is_fully_sharded(model)
 
 
 @contextmanager
@@ -107,7 +109,7 @@ def fill(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 def scoring_mode(model: nn.Module) -> Any:
     """Context without gradients: inference mode where it may be.
 
-    What ZeRO-3 gathers inside inference mode it may keep for the next training step, which refuses such tensors.
+    What an engine gathers inside inference mode it may keep for the next training step, which refuses such tensors.
     """
     return torch.no_grad() if is_spread_model(model) else torch.inference_mode()
 
@@ -143,8 +145,9 @@ def whole_state(model: nn.Module, *, trained_only: bool) -> dict[str, Tensor] | 
         model: every rank calls with its own; all get a dictionary, only the first rank's is filled.
         trained_only: leave out parameters that are frozen.
     """
+    resharded(model)
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad or not trained_only]
-    if not any(map(is_spread, wanted)):
+    if not any(map(is_spread, wanted)) and not is_fully_sharded(model):
         return None
     first = torch.distributed.get_rank() == 0
     found: dict[str, Tensor] = {}
@@ -152,8 +155,9 @@ def whole_state(model: nn.Module, *, trained_only: bool) -> dict[str, Tensor] | 
         if trained_only and not parameter.requires_grad:
             continue
         with whole(parameter):
+            value = whole_tensor(parameter)
             if first:
-                found[name] = parameter.detach().cpu().clone()
+                found[name] = value.detach().cpu().clone()
     if first:
         found.update((name, buffer.detach().cpu()) for name, buffer in _saved_buffers(model))
     return found

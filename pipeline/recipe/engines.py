@@ -14,6 +14,8 @@ from typing import Any
 
 from pipeline.errors import RecipeError
 from pipeline.recipe.checks import ds_config_file
+from pipeline.recipe.fsdp_launch import against_fsdp
+from pipeline.recipe.parallelism import against_parallelism
 from pipeline.recipe.places import Places, Problem
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.stage_settings import PpoSettings, RewardSettings, StageSettings
@@ -36,7 +38,7 @@ class Engine:
     @property
     def spreads_parameters(self) -> bool:
         """Whether no rank holds the whole model."""
-        return self.zero_stage == 3
+        return self.zero_stage == 3 or self.kind == "fsdp"
 
     @property
     def path_name(self) -> str:
@@ -109,14 +111,12 @@ def _problems(recipe: Recipe, name: str, stage: StageSettings, environment: Mapp
             "inherit to take the launch's, or launch without an engine (--config_file ds_configs/accelerate/ddp.yaml)"
         )
         return
+    if why := against_parallelism(environment):
+        yield why
     if asked.kind == "none":
         return
     if asked.kind == "fsdp":
-        yield (
-            "the launch configures FSDP, whose shards Trivet does not score and save yet, and which accelerate leaves "
-            "away without a word where there is no GPU; launch with ds_configs/accelerate/zero3.yaml, which spreads "
-            f"the same, or add --set stages.{name}.deepspeed=none"
-        )
+        yield from against_fsdp(recipe, name, stage, environment)
     else:
         yield from _against_deepspeed(recipe, name, stage, asked)
 

@@ -53,9 +53,9 @@ def _setting_against(settings: OfflineSettings, attention: str) -> str | None:
 
 
 def _engine_against(settings: OfflineSettings, models: list[Any]) -> str | None:
-    """Ranks' streams differ in length, so under an engine that spreads parameters no layer may be called per piece."""
+    """Ranks' streams differ in length, so under ZeRO-3 no layer may be called per piece; FSDP gathers for a pass."""
     engine = stage_engine(settings.deepspeed, os.environ)
-    if not engine.spreads_parameters:
+    if engine.zero_stage != 3:
         return None
     if settings.gradient_checkpointing:
         return f"{engine} recomputes activations in a way of TRL's"

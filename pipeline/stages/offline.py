@@ -28,6 +28,7 @@ from pipeline.recipe.engines import stage_engine
 from pipeline.recipe.stage_settings import OfflineSettings
 from pipeline.runtime import barrier, resolve_precision, seed_everything
 from pipeline.stages import spreading
+from pipeline.stages.fully_sharded import FullyShardedTrainer, spread_each_batch
 from pipeline.stages.spreading import Before, BeginCallback
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -51,7 +52,7 @@ class PassCallback(TrainerCallback):
         self._sampler.set_epoch(int(round(state.epoch or 0.0, 6)))
 
 
-class CommittedTrainer(Trainer):
+class CommittedTrainer(FullyShardedTrainer):
     """Mixin for a library trainer: checkpoints count only once committed, values that are not finite stop the run."""
 
     made_by: Mapping[str, Any] = {}
@@ -207,7 +208,10 @@ def training_arguments(
     if not on_gpu and context.ranks.world_size > 1:
         values["ddp_backend"] = "gloo"
     _require_known(settings.trainer_args, config_class, where)
-    if not on_gpu and stage_engine(settings.deepspeed, os.environ).kind == "deepspeed":
+    engine = stage_engine(settings.deepspeed, os.environ)
+    if engine.kind == "fsdp":
+        values["accelerator_config"] = spread_each_batch()
+    if not on_gpu and engine.kind == "deepspeed":
         spreading.without_compiling()
     try:
         return config_class(**{**values, **settings.trainer_args})

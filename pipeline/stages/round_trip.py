@@ -1,4 +1,4 @@
-"""After a save from under DeepSpeed: do the files give what the model in training gives?
+"""After a save from under an engine: do the files give what the model in training gives?
 
 Weights that lie spread over ranks, or in the engine's type, go through hands that have lost them before: empty
 adapters, heads left out, keys that nobody loads. So the first rank loads what was written as the next stage will, and
@@ -21,6 +21,7 @@ from pipeline.context import StageContext, engine_of
 from pipeline.errors import TrivetError
 from pipeline.models import adapters
 from pipeline.models.forward import evaluating
+from pipeline.models.fully_sharded import computed_within
 from pipeline.models.heads import ScalarHead, sequence_scores
 from pipeline.models.load import load_base
 from pipeline.models.reward_model import head_of
@@ -46,7 +47,7 @@ def require_same_policy(
         model: in training; every rank calls with its own.
         folder: that the first rank wrote.
         rows: token ids of sequences; the first few are used.
-        context: of the stage. Without DeepSpeed there is nothing to check.
+        context: of the stage. Without an engine there is nothing to check.
         live: what gives log-probabilities of responses, of the model in training; None for the model itself.
 
     Raises:
@@ -98,7 +99,7 @@ def require_same_scores(
 
 
 def _is_due(rows: Sequence[Sequence[int]], context: StageContext) -> bool:
-    return engine_of(context).kind == "deepspeed" and bool(_pick(rows))
+    return engine_of(context).kind != "none" and bool(_pick(rows))
 
 
 def _pick(rows: Sequence[Sequence[int]]) -> list[Sequence[int]]:
@@ -108,7 +109,7 @@ def _pick(rows: Sequence[Sequence[int]]) -> list[Sequence[int]]:
 def _scored(model: Any, context: StageContext, compute: Any) -> torch.Tensor:
     precision = resolve_precision(context.recipe.stages[context.stage].precision)
     with evaluating(model), scoring_mode(model), autocast(precision):
-        found: torch.Tensor = compute()
+        found: torch.Tensor = computed_within(model, compute)
     return found.float()
 
 

@@ -1,10 +1,11 @@
-"""What a library trainer needs to train under DeepSpeed, and what it must show before it is believed to.
+"""What a library trainer needs to train under an engine, and what it must show before it is believed to.
 
 Accelerate passes over an engine that it cannot use here without a word, so each stage looks at what it got.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -15,17 +16,20 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from pipeline import checkpoint
 from pipeline.context import StageContext, engine_of
 from pipeline.errors import RecipeError, TrivetError
+from pipeline.models import fully_sharded
 from pipeline.models.shards import spread_over_ranks
 from pipeline.recipe.engines import NO_ENGINE
+from pipeline.recipe.fsdp_launch import resharding
 from pipeline.runtime import resolve_precision
+from pipeline.stages.fully_sharded import reference_beside, take_fsdp
 
 _SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Before:
-    """What a stage measures of its model before training: at once, or under DeepSpeed when the engine has the model.
+    """What a stage measures of its model before training: at once, or under an engine when that has the model.
 
-    There its weights have the engine's type, and ZeRO-3's are not whole on any rank or device until then.
+    There its weights have the engine's type, and spread ones are not whole on any rank or device until then.
 
     Args:
         context: of the stage.
@@ -35,7 +39,7 @@ class Before:
     def __init__(self, context: StageContext, measure: Callable[[], dict[str, Any]]):
         self._measure = measure
         self._found: dict[str, Any] | None = None
-        if engine_of(context).kind != "deepspeed":
+        if engine_of(context).kind == "none":
             self.take()
 
     def take(self) -> None:
@@ -61,6 +65,7 @@ class BeginCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure, with the model where training finds it."""
+        fully_sharded.begin(kwargs["model"])
         self._before.take()
 
 
@@ -108,7 +113,10 @@ def take_engine(trainer: Trainer, context: StageContext) -> None:
         RecipeError: the engine that was asked for is not the one that would train.
     """
     require_engine(trainer, context)
-    if engine_of(context).spreads_parameters:
+    engine = engine_of(context)
+    if engine.kind == "fsdp":
+        take_fsdp(trainer, context)
+    elif engine.spreads_parameters:
         spread_over_ranks(cast(torch.nn.Module, trainer.model), _zero(trainer.args), _computed_in(context))
 
 
@@ -121,8 +129,10 @@ def beside_the_engine(reference: Any, arguments: TrainingArguments, context: Sta
         context: of the stage.
     """
     engine = engine_of(context)
-    if reference is None or engine.kind != "deepspeed":
+    if reference is None or engine.kind == "none":
         return reference
+    if engine.kind == "fsdp":
+        return reference_beside(reference, context, reshard=resharding(os.environ))
     if engine.spreads_parameters:
         spread_over_ranks(reference, _zero(arguments), _computed_in(context))
         return reference

@@ -24,7 +24,9 @@ os.environ["GLOO_SOCKET_IFNAME"] = "lo"
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+import yaml
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from transformers.integrations import deepspeed as integration
 
@@ -34,7 +36,8 @@ from pipeline.errors import PreemptedError, TrivetError
 from pipeline.models import adapters
 from pipeline.models.builtin import materialise
 from pipeline.models.source import identify
-from pipeline.recipe.engines import USE_DEEPSPEED
+from pipeline.recipe.checks import DS_CONFIGS
+from pipeline.recipe.engines import USE_DEEPSPEED, USE_FSDP
 from pipeline.recipe.schema import Recipe
 from pipeline.runtime import Ranks, StopRequest, barrier, seed_everything
 from pipeline.stages import dpo, ppo, reward, sft
@@ -53,6 +56,11 @@ from tests.rollouts.ppo_parts import (
 
 BASE = "builtin:tiny-llama"
 HANGING_SECONDS = 300
+FSDP_LAUNCH = {USE_FSDP: "true"} | {
+    name.upper(): str(value).lower() if isinstance(value, bool) else str(value)
+    for name, value in yaml.safe_load((DS_CONFIGS / "accelerate" / "fsdp2.yaml").read_text())["fsdp_config"].items()
+}
+"""What accelerate tells the processes of a launch with that file."""
 STAGES: dict[str, Any] = {"sft": sft.run, "reward": reward.run, "dpo": dpo.run, "ppo": ppo.run}
 DATA = {
     "sft": {"sources": [{"path": "builtin:alpaca_sample", "limit": 40}], "max_length": 384, "eval_limit": 7},
@@ -145,6 +153,8 @@ def run_case(case: dict[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]
     stops = [stopping(case["stop_at"])] if "stop_at" in case else []
     for stop in stops if case.get("left") else [*stops, StopRequest()]:
         clear_engine()
+        if case.get("launch") == "fsdp":
+            os.environ.update(FSDP_LAUNCH)
         context = context_of(case, folder, ranks, stop)
         seed_everything(context.recipe.seed)
         try:
@@ -162,7 +172,8 @@ def run_case(case: dict[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]
 
 
 def clear_engine() -> None:
-    os.environ.pop(USE_DEEPSPEED, None)
+    for name in (USE_DEEPSPEED, *FSDP_LAUNCH):
+        os.environ.pop(name, None)
     integration.unset_hf_deepspeed_config()
     AcceleratorState._reset_state(reset_partial_state=True)
     gc.collect()
@@ -208,8 +219,25 @@ def fault(what: str | None) -> Iterator[None]:
         yield
 
 
+def let_accelerate_use_fsdp_without_a_gpu() -> None:
+    """Accelerate takes FSDP only where there are several GPUs; torch's runs on gloo as well.
+
+    All else is as on GPUs: accelerate itself makes the plugin from its launcher's variables and prepares the model.
+    """
+    begin = AcceleratorState.__init__
+
+    def as_with_gpus(self: Any, *args: Any, **kwargs: Any) -> None:
+        known = PartialState._shared_state
+        if os.environ.get(USE_FSDP) == "true" and known.get("distributed_type") == DistributedType.MULTI_CPU:
+            known["distributed_type"] = DistributedType.MULTI_GPU
+        begin(self, *args, **kwargs)
+
+    AcceleratorState.__init__ = as_with_gpus
+
+
 def main(folder: Path, cases: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
+    let_accelerate_use_fsdp_without_a_gpu()
     ranks = Ranks.from_environment()
     _start_peers(ranks)
     for case in cases:

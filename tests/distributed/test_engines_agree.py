@@ -1,4 +1,4 @@
-"""Two processes under DeepSpeed train what one trains without: the same losses, and weights that are all there.
+"""Two processes under an engine train what one trains without: the same losses, and weights that are all there.
 
 One process and a pair are started once each and run every case (`stages_of_a_rank.py`); what they found is compared.
 """
@@ -23,7 +23,10 @@ FULL = {"learning_rate": 5e-4}
 
 
 def case(kind: str, form: str, engine: str, name: str = "", **more: Any) -> dict[str, Any]:
-    settings = {"deepspeed": engine, **(FULL if form == "full" else {}), **more.pop("settings", {})}
+    if engine == "fsdp":
+        more["launch"] = engine
+    named = "inherit" if engine == "fsdp" else engine
+    settings = {"deepspeed": named, **(FULL if form == "full" else {}), **more.pop("settings", {})}
     adapter = "none" if form == "full" else None
     whole = "-".join(filter(None, (kind, form, engine, name)))
     return {"name": whole, "kind": kind, "adapter": adapter, "settings": settings, **more}
@@ -33,7 +36,7 @@ ALONE = [case(kind, form, "none") for kind in KINDS for form in FORMS]
 PPO = {"ptx_coef": 0.1, "entropy_coef": 0.1}
 """Demonstrations mixed in, so that a step's last backward pass is another one; entropies with a gradient."""
 ALONE += [case("ppo", form, "none", settings=PPO) for form in FORMS]
-TOGETHER = [case(kind, form, engine) for kind in KINDS for form in FORMS for engine in ("zero2", "zero3")]
+TOGETHER = [case(kind, form, engine) for kind in KINDS for form in FORMS for engine in ("zero2", "zero3", "fsdp")]
 LEFT = [case(kind, "lora", "none", "left", stop_at=2, left=True) for kind in ("sft", "dpo", "ppo")]
 """Stopped on one process, to be gone on with on two."""
 LEFT[2]["settings"] |= PPO
@@ -57,6 +60,15 @@ OTHERS = [
     case("dpo", "full", "zero3", "resumed", stop_at=2),
     case("dpo", "lora", "zero3", "emptied", fault="emptied"),
     case("sft", "lora", "zero2", "nan", fault="nan"),
+]
+FSDP_OTHERS = [
+    case("sft", "lora", "fsdp", "trl", settings={"engine": "trl"}),
+    case("dpo", "full", "fsdp", "trl", settings={"engine": "trl"}),
+    case("sft", "lora", "fsdp", "recomputed", settings={"gradient_checkpointing": True}),
+    case("reward", "full", "fsdp", "bf16", settings={"precision": "bf16"}),
+    case("sft", "lora", "fsdp", "resumed", stop_at=2),
+    case("dpo", "full", "fsdp", "resumed", stop_at=2),
+    case("dpo", "lora", "fsdp", "emptied", fault="emptied"),
 ]
 
 
@@ -89,10 +101,12 @@ def pair(tmp_path_factory, alone) -> dict[str, dict[str, Any]]:
         | {"place": alone[each["name"]]["place"]}
         for each in LEFT
     ]
-    return launched(2, [*TOGETHER, *OTHERS, *PPO_TOGETHER, *PPO_OTHERS, *begun], tmp_path_factory.mktemp("pair"))
+    return launched(
+        2, [*TOGETHER, *OTHERS, *FSDP_OTHERS, *PPO_TOGETHER, *PPO_OTHERS, *begun], tmp_path_factory.mktemp("pair")
+    )
 
 
-@pytest.mark.parametrize("name", [each["name"] for each in [*TOGETHER, *OTHERS[:3]]])
+@pytest.mark.parametrize("name", [each["name"] for each in [*TOGETHER, *OTHERS[:3], *FSDP_OTHERS[:3]]])
 def test_losses_and_gradients_are_those_of_one_process(alone, pair, name):
     kind, form = name.split("-")[:2]
     one, two = alone[f"{kind}-{form}-none"], pair[name]
@@ -119,13 +133,15 @@ def test_streams_compute_the_steps_wherever_they_can_and_what_does_not_is_said(p
         name: found.get("metrics", {}).get("engine") for name, found in pair.items() if name.startswith(("sft", "dpo"))
     }
     trl = {name for name, engine in engines.items() if engine == "trl"}
-    assert trl == {"sft-full-zero3", "dpo-full-zero3", "dpo-full-zero3-resumed", "sft-lora-zero3-trl"}
+    asked = {"sft-lora-zero3-trl", "sft-lora-fsdp-trl", "dpo-full-fsdp-trl"}
+    assert trl == {"sft-full-zero3", "dpo-full-zero3", "dpo-full-zero3-resumed"} | asked
     said = "TRL's trainer computes the steps: DeepSpeed ZeRO-3 spreads the output layer, which is trained"
     assert said in pair["sft-full-zero3"]["said"] and said in pair["dpo-full-zero3"]["said"]
 
 
-def test_bf16_trains_and_its_head_still_tells_scores_apart(pair):
-    found = pair["reward-lora-zero3-bf16"]
+@pytest.mark.parametrize("name", ["reward-lora-zero3-bf16", "reward-full-fsdp-bf16"])
+def test_bf16_trains_and_its_head_still_tells_scores_apart(pair, name):
+    found = pair[name]
     assert "error" not in found, found["error"]
     assert len(found["loss"]) == 4 and found["metrics"]["eval_n"] > 0
 
@@ -157,7 +173,10 @@ def test_ppo_learns_what_one_process_learns(alone, pair, name):
         assert two["tensors"][key] == pytest.approx(norm, rel=1e-3, abs=1e-3), key
 
 
-@pytest.mark.parametrize("name", ["sft-lora-zero2", "dpo-full-zero3", "ppo-lora-zero2", "ppo-full-zero3"])
+@pytest.mark.parametrize(
+    "name",
+    ["sft-lora-zero2", "dpo-full-zero3", "sft-lora-fsdp", "dpo-full-fsdp", "ppo-lora-zero2", "ppo-full-zero3"],
+)
 def test_a_stage_that_was_stopped_goes_on_bit_for_bit(pair, name):
     straight, resumed = pair[name], pair[f"{name}-resumed"]
     assert any("going on from" in said for said in resumed["said"]), resumed["said"]
@@ -182,7 +201,7 @@ def test_what_one_process_began_two_go_on_with(alone, pair, kind):
         assert begun["tensors"][key] == pytest.approx(norm, rel=1e-3, abs=1e-3), key
 
 
-@pytest.mark.parametrize("name", ["dpo-lora-zero3-emptied", "ppo-lora-zero3-emptied"])
+@pytest.mark.parametrize("name", ["dpo-lora-zero3-emptied", "dpo-lora-fsdp-emptied", "ppo-lora-zero3-emptied"])
 def test_weights_that_were_lost_on_the_way_to_the_file_are_noticed(pair, name):
     error = pair[name]["error"]
     assert "are not those that were trained: row 0 gives" in error and "nothing is handed on" in error

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 from pipeline.errors import RecipeError
 from pipeline.recipe import check_engines, loads_recipe
 from pipeline.recipe.checks import DS_CONFIGS
 from pipeline.recipe.engines import Engine, launched_engine, stage_engine
+from pipeline.recipe.fsdp_launch import resharding
 
 TEXT = """\
 name: demo
@@ -24,6 +26,11 @@ stages:
   ppo: {deepspeed: none}
 """
 FSDP = {"ACCELERATE_USE_FSDP": "true"}
+FSDP2 = FSDP | {
+    key.upper(): str(value).lower() if isinstance(value, bool) else str(value)
+    for key, value in yaml.safe_load((DS_CONFIGS / "accelerate" / "fsdp2.yaml").read_text())["fsdp_config"].items()
+}
+"""What accelerate tells the processes of a launch with that file."""
 ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 ZERO2_FILE = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(DS_CONFIGS / "zero2.json")}
 
@@ -48,7 +55,7 @@ def refused(environment, *overrides):
         (ZERO3, "DeepSpeed ZeRO-3", True),
         (ZERO2_FILE, "DeepSpeed ZeRO-2", False),
         ({**ZERO3, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "none"}, "DeepSpeed ZeRO-3", True),
-        (FSDP, "FSDP", False),
+        (FSDP, "FSDP", True),
     ],
 )
 def test_what_the_launch_configured(environment, said, spreads):
@@ -87,13 +94,66 @@ def test_a_clash_names_both_sides_and_the_place():
     engines(ZERO2_FILE, "stages.sft.deepspeed=zero2", "stages.reward.deepspeed=none")
 
 
-def test_fsdp_is_refused_stage_by_stage_but_can_be_switched_off():
-    text = refused(FSDP)
-    assert text.splitlines()[0].startswith("r.yaml:7: stages.sft.deepspeed: the launch configures FSDP, whose shards")
-    assert "--set stages.sft.deepspeed=none" in text and "r.yaml:9: stages.reward.deepspeed" in text
-    assert "ppo" not in text
+LEFT_OUT = {**FSDP, "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_OFFLOAD_PARAMS": "false"}
+"""A launch whose file says no more than that it is FSDP2: accelerate fills in the rest."""
+
+
+def test_a_launch_with_our_file_for_fsdp_is_taken():
+    found = engines(FSDP2)
+    assert found["sft"] == found["reward"] == Engine("fsdp") and found["ppo"] == Engine("none")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("fsdp_version", "1"),
+        ("fsdp_auto_wrap_policy", "SIZE_BASED_WRAP"),
+        ("fsdp_state_dict_type", "SHARDED_STATE_DICT"),
+        ("fsdp_cpu_ram_efficient_loading", "true"),
+        ("fsdp_offload_params", "true"),
+        ("fsdp_activation_checkpointing", "true"),
+    ],
+)
+def test_what_fsdp_cannot_be_told_here(key, value):
+    text = refused({**FSDP2, key.upper(): value}, "stages.reward.deepspeed=none")
+    assert text.startswith(f"r.yaml:7: stages.sft.deepspeed: the launch configures FSDP with {key}: {value}, but ")
+    assert f"write {key}: {FSDP2[key.upper()]}, as ds_configs/accelerate/fsdp2.yaml does" in text
+    assert len(text.splitlines()) == 1
+
+
+def test_what_accelerate_fills_in_is_refused_stage_by_stage_but_fsdp_can_be_switched_off():
+    text = refused(LEFT_OUT)
+    assert text.splitlines()[0].startswith("r.yaml:7: stages.sft.deepspeed: the launch configures FSDP with ")
+    for key in ("fsdp_auto_wrap_policy", "fsdp_state_dict_type", "fsdp_cpu_ram_efficient_loading"):
+        assert f"write {key}: " in text
+    assert "r.yaml:9: stages.reward.deepspeed" in text and "ppo" not in text
     off = [f"stages.{name}.deepspeed=none" for name in ("sft", "reward", "ppo")]
-    assert set(engines(FSDP, *off).values()) == {Engine("none")}
+    assert set(engines(LEFT_OUT, *off).values()) == {Engine("none")}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.quantization=nf4", "FSDP cannot spread a base in nf4 here"),
+        ("stages.sft.precision=fp16", "fp16 scales gradients, which FSDP's shares of them"),
+        ("stages.reward.ensemble=3", "FSDP serves one model per process, and ensemble: 3 trains several"),
+    ],
+)
+def test_what_a_recipe_cannot_have_under_fsdp(override, said):
+    assert said in refused(FSDP2, override)
+
+
+@pytest.mark.parametrize("off", [(), ("stages.sft.deepspeed=none", "stages.reward.deepspeed=none")])
+def test_a_launch_that_splits_sequences_is_not_passed_over(off):
+    """Whatever the engine: accelerate reads it by itself."""
+    sizes = {"PARALLELISM_CONFIG_CP_SIZE": "2", "PARALLELISM_CONFIG_TP_SIZE": "1"}
+    asked = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", **sizes}
+    assert "the launch configures accelerate's parallelism (cp_size: 2), which splits" in refused(asked, *off)
+    engines(sizes, *off)
+
+
+def test_layers_are_given_back_unless_the_launch_says_otherwise():
+    assert resharding({}) and resharding(FSDP2) and not resharding({"FSDP_RESHARD_AFTER_FORWARD": "False"})
 
 
 OFF = ("stages.sft.deepspeed=none", "stages.reward.deepspeed=none")
@@ -106,7 +166,9 @@ def test_ppo_takes_an_engine_like_any_stage(environment):
 
 
 def test_ppo_is_refused_under_fsdp_like_any_stage():
-    assert "deepspeed=inherit: the launch configures FSDP" in refused(FSDP, *OFF, "stages.ppo.deepspeed=inherit")
+    text = refused(FSDP2, *OFF, "stages.ppo.deepspeed=inherit")
+    assert "deepspeed=inherit: the launch configures FSDP, under which a ppo stage would have to train two" in text
+    assert "zero3.yaml" in text and len(text.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

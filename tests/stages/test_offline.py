@@ -18,7 +18,7 @@ from pipeline.models.load import load_base
 from pipeline.recipe.schema import AdapterSettings, ModelSettings
 from pipeline.recipe.stage_settings import SftSettings
 from pipeline.runtime import Ranks
-from pipeline.stages import spreading
+from pipeline.stages import fully_sharded, spreading
 from pipeline.stages.engine import choose_engine
 from pipeline.stages.sft_objective import Imitation
 from pipeline.stages.spreading import Before, require_engine, require_resumable
@@ -127,6 +127,27 @@ def test_an_engine_that_is_not_the_one_asked_for_is_refused(asked, got):
     with pytest.raises(RecipeError, match=r"stage sft: .* was asked for, "):
         require_engine(stands, context_of(deepspeed=asked))
     require_engine(stands, context_of(deepspeed=f"zero{got}" if got else "none"))
+
+
+def test_fsdp_that_accelerate_left_away_is_refused(monkeypatch):
+    """It does without a GPU, or with one process, and would train with plain data parallelism."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    state = SimpleNamespace(deepspeed_plugin=None, fsdp_plugin=None, distributed_type="MULTI_CPU")
+    stands: Any = SimpleNamespace(accelerator=SimpleNamespace(state=state))
+    with pytest.raises(RecipeError, match="stage sft: FSDP was asked for, but accelerate would train with plain data"):
+        require_engine(stands, context_of(deepspeed="inherit"))
+    state.fsdp_plugin = SimpleNamespace(fsdp_version=2)
+    require_engine(stands, context_of(deepspeed="inherit"))
+    with pytest.raises(RecipeError, match="stage sft: no engine was asked for, but accelerate would train with FSDP"):
+        require_engine(stands, context_of(deepspeed="none"))
+
+
+def test_fp16_is_refused_under_fsdp_wherever_it_comes_from(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr(fully_sharded, "resolve_precision", lambda asked: "fp16")
+    stands: Any = SimpleNamespace(accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace())))
+    with pytest.raises(RecipeError, match=r"fp16 scales gradients.*--set stages.sft.precision=bf16"):
+        fully_sharded.take_fsdp(stands, context_of(deepspeed="inherit"))
 
 
 def test_what_is_measured_before_training_waits_for_the_engine(monkeypatch):
