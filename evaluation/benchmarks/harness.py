@@ -114,23 +114,42 @@ def ask(model: Any, tokenizer: Any, names: Sequence[str], folder: Path | None, a
 
 
 def headline(benchmark: str, tasks: Sequence[TaskFigures]) -> dict[str, dict[str, Any]]:
-    """A benchmark's own figures over all its tasks, each question counting alike, with their standard errors."""
+    """A benchmark's own figures over all its tasks, each question counting alike, with their standard errors.
+
+    Raises:
+        TrivetError: the harness gave none of the metrics that are wanted.
+    """
     from lm_eval.api.metrics import pooled_sample_stderr
 
     rows = {}
-    for metric in BENCHMARKS[benchmark].metrics:
-        parts = [task for task in tasks if metric in task.values]
+    for label, (metric, parts) in measured(benchmark, tasks).items():
         sizes = [task.n for task in parts]
-        if not parts:
-            continue
         value = sum(task.values[metric] * task.n for task in parts) / sum(sizes)
         errors = [task.errors.get(metric) for task in parts]
         known = [error for error in errors if error is not None]
         error = None
         if len(known) == len(parts) and sum(sizes) > len(parts):
             error = known[0] if len(parts) == 1 else float(pooled_sample_stderr(known, sizes))
-        rows[metric] = {"value": value, "stderr": error, "n": sum(sizes)}
+        rows[label] = {"value": value, "stderr": error, "n": sum(sizes)}
+    if not rows:
+        given = ", ".join(sorted({metric for task in tasks for metric in task.values})) or "none"
+        raise TrivetError(
+            f"{BENCHMARKS[benchmark].title}: lm-eval gave other metrics ({given}) than the pinned version does; "
+            "`pip install -e '.[eval]' -c constraints.txt` brings that"
+        )
     return rows
+
+
+def measured(benchmark: str, tasks: Sequence[TaskFigures]) -> dict[str, tuple[str, list[TaskFigures]]]:
+    """By a figure's name: the metric, and the tasks that it is taken over."""
+    known = BENCHMARKS[benchmark]
+    found: dict[str, tuple[str, list[TaskFigures]]] = {}
+    for metric in known.metrics:
+        for task in tasks:
+            if metric in task.values:
+                label = f"{task.task.removeprefix(f'{benchmark}_')} {metric}" if known.apart else metric
+                found.setdefault(label, (metric, []))[1].append(task)
+    return found
 
 
 def _figures(found: Mapping[str, Any], name: str) -> TaskFigures:

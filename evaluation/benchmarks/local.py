@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.durable import json_lines
 from pipeline.errors import DataError
 
 Row = dict[str, Any]
@@ -39,10 +40,7 @@ def mmlu(folder: Path) -> list[LocalTask]:
     def split(subject: str, name: str) -> list[Row]:
         return [row(cells) for cells in _csv(folder / name / f"{subject}_{name}.csv", 6)]
 
-    subjects = _subjects(folder, "test", "_test.csv")
-    return [
-        LocalTask(task=f"mmlu_{one}", splits={name: split(one, name) for name in ("test", "dev")}) for one in subjects
-    ]
+    return _by_subject("mmlu_", _subjects(folder, "test", "_test.csv"), ("test", "dev"), split)
 
 
 def cmmlu(folder: Path) -> list[LocalTask]:
@@ -51,10 +49,7 @@ def cmmlu(folder: Path) -> list[LocalTask]:
     def split(subject: str, name: str) -> list[Row]:
         return _named_csv(folder / name / f"{subject}.csv", ("Question", "A", "B", "C", "D", "Answer"))
 
-    subjects = _subjects(folder, "test", ".csv")
-    return [
-        LocalTask(task=f"cmmlu_{one}", splits={name: split(one, name) for name in ("test", "dev")}) for one in subjects
-    ]
+    return _by_subject("cmmlu_", _subjects(folder, "test", ".csv"), ("test", "dev"), split)
 
 
 def ceval(folder: Path) -> list[LocalTask]:
@@ -63,11 +58,7 @@ def ceval(folder: Path) -> list[LocalTask]:
     def split(subject: str, name: str) -> list[Row]:
         return _named_csv(folder / name / f"{subject}_{name}.csv", ("question", "A", "B", "C", "D", "answer"))
 
-    subjects = _subjects(folder, "val", "_val.csv")
-    return [
-        LocalTask(task=f"ceval-valid_{one}", splits={name: split(one, name) for name in ("val", "dev")})
-        for one in subjects
-    ]
+    return _by_subject("ceval-valid_", _subjects(folder, "val", "_val.csv"), ("val", "dev"), split)
 
 
 def hellaswag(folder: Path) -> list[LocalTask]:
@@ -151,8 +142,9 @@ class Benchmark:
     hub: tuple[str, ...]
     """The harness's own tasks, which fetch their data from the hub."""
     metrics: tuple[str, ...]
-    """As the harness writes them, without the filter where there is one only."""
-    language: str = "en"
+    """As the harness writes them, with the filter unless that is none."""
+    apart: bool = False
+    """Tasks measure different things, so each has figures of its own."""
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -162,11 +154,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "cmmlu": Benchmark(
         title="CMMLU", folder="cmmlu", wanted="test/*.csv and dev/*.csv", read=cmmlu, hub=("cmmlu",), metrics=("acc",),
-        language="zh",
     ),
     "ceval": Benchmark(
         title="C-Eval", folder="ceval", wanted="val/*_val.csv and dev/*_dev.csv", read=ceval, hub=("ceval-valid",),
-        metrics=("acc",), language="zh",
+        metrics=("acc",),
     ),
     "hellaswag": Benchmark(
         title="HellaSwag", folder="hellaswag", wanted="one *.jsonl", read=hellaswag, hub=("hellaswag",),
@@ -178,7 +169,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "truthfulqa": Benchmark(
         title="TruthfulQA", folder="truthfulqa", wanted="mc_task*.json", read=truthfulqa,
-        hub=("truthfulqa_mc1", "truthfulqa_mc2"), metrics=("acc",),
+        hub=("truthfulqa_mc1", "truthfulqa_mc2"), metrics=("acc",), apart=True,
     ),
     "humaneval": Benchmark(
         title="HumanEval", folder="human_eval", wanted="one *.jsonl.gz", read=humaneval, hub=("humaneval",),
@@ -190,7 +181,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "bbh": Benchmark(
         title="BIG-Bench Hard", folder="bbh", wanted="*.json", read=bbh, hub=("bbh",),
-        metrics=("exact_match",),
+        metrics=("exact_match,get-answer",),
     ),
 }  # fmt: skip
 
@@ -218,6 +209,16 @@ def local_tasks(name: str, data: Path) -> list[LocalTask]:
 
 def _subjects(folder: Path, split: str, end: str) -> list[str]:
     return sorted(path.name.removesuffix(end) for path in (folder / split).glob(f"*{end}"))
+
+
+def _by_subject(
+    prefix: str, subjects: Sequence[str], names: Sequence[str], split: Callable[[str, str], list[Row]]
+) -> list[LocalTask]:
+    """One task per subject, each with its splits."""
+    return [
+        LocalTask(task=f"{prefix}{subject}", splits={name: split(subject, name) for name in names})
+        for subject in subjects
+    ]
 
 
 def _csv(path: Path, width: int) -> list[list[str]]:
@@ -248,8 +249,10 @@ def _rows(path: Path, row: Callable[[Row], Row]) -> list[Row]:
 def _records(path: Path) -> Iterable[Row]:
     if path.suffix == ".json":
         return list(_json(path))
-    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+    if path.suffix == ".gz":
+        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as stream:
+            return [json.loads(line) for line in stream if line.strip()]
+    return [json.loads(line) for line in json_lines(path)]
 
 
 def _json(path: Path) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.durable import read_json, write_json_atomically, write_text_atomically
+from pipeline.durable import json_lines, read_json, write_json_atomically, write_text_atomically
 
 FOLDER = "benchmarks"
 """In the run directory."""
@@ -64,4 +64,4 @@ def _of(benchmark: str, policy: str) -> Any:
 def _lines(path: Path) -> Iterable[Mapping[str, Any]]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    return [json.loads(line) for line in json_lines(path)]

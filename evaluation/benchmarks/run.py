@@ -117,9 +117,9 @@ def _keep(
         "settings": settled, "tasks": tasks,
     }  # fmt: skip
     questions = [
-        {"benchmark": name, "policy": policy, "task": task.task, "metric": metric, "question": number, "value": value}
-        for task in found
-        for metric in BENCHMARKS[name].metrics
+        {"benchmark": name, "policy": policy, "task": task.task, "metric": label, "question": number, "value": value}
+        for label, (metric, tasks_of_it) in harness.measured(name, found).items()
+        for task in tasks_of_it
         for number, value in task.by_question.get(metric, {}).items()
     ]
     keep(run_dir, entry, questions)

@@ -15,12 +15,12 @@ import pytest
 pytest.importorskip("lm_eval")
 
 from evaluation.benchmarks import harness
-from evaluation.benchmarks.harness import Asked
-from evaluation.benchmarks.local import LocalTask
+from evaluation.benchmarks.harness import Asked, TaskFigures
+from evaluation.benchmarks.local import BENCHMARKS, LocalTask
 from evaluation.benchmarks.record import read_entries
 from evaluation.benchmarks.run import run_benchmarks
 from evaluation.benchmarks.task_files import write_tasks
-from pipeline.errors import SourceUnreachableError
+from pipeline.errors import SourceUnreachableError, TrivetError
 from pipeline.models.builtin import materialise
 from pipeline.recipe import loads_recipe
 from pipeline.runtime import ROOT
@@ -71,6 +71,36 @@ def test_a_benchmark_is_asked_kept_and_not_asked_again(tmp_path, small):
     assert (tmp_path / "run" / "benchmarks" / "figures.json").read_bytes() == before
     (again,), said = ask(tmp_path / "run", "builtin:tiny-llama", ["hellaswag"], small, limit=2)
     assert "asked before" not in said[0] and again["figures"]["acc_norm"]["n"] == 2
+
+
+def figures(task, n, **values):
+    return TaskFigures(
+        task=task, version="1", few_shot=0, n=n, values=values, errors={name: 0.1 for name in values}, by_question={},
+    )  # fmt: skip
+
+
+def test_what_measures_different_things_is_not_averaged():
+    """MC1 is a share of right choices, MC2 a probability; subjects of MMLU are one thing, by question."""
+    found = harness.headline(
+        "truthfulqa", [figures("truthfulqa_mc1", 4, acc=0.25), figures("truthfulqa_mc2", 4, acc=1)]
+    )
+    assert {name: one["value"] for name, one in found.items()} == {"mc1 acc": 0.25, "mc2 acc": 1.0}
+    joined = harness.headline("mmlu", [figures("mmlu_law", 1, acc=1.0), figures("mmlu_art", 3, acc=0.0)])
+    assert joined["acc"]["value"] == 0.25 and joined["acc"]["n"] == 4
+
+
+def test_figures_under_other_names_are_not_lost_in_silence():
+    with pytest.raises(TrivetError, match=r"BIG-Bench Hard: lm-eval gave other metrics \(exact_match\)"):
+        harness.headline("bbh", [figures("bbh_cot_fewshot_navigate", 3, exact_match=0.5)])
+
+
+def test_every_benchmark_here_has_figures(tmp_path):
+    """All that the public files are there for but HumanEval, one question of each task."""
+    names = [name for name in BENCHMARKS if name not in ("humaneval", "ifeval") and (DATA / name).is_dir()]
+    if not names:
+        pytest.skip("the public files are not here")
+    entries, _ = ask(tmp_path, "builtin:tiny-llama", names, DATA, limit=1)
+    assert [entry["benchmark"] for entry in entries] == names and all(entry["figures"] for entry in entries)
 
 
 def test_programs_are_run_apart(tmp_path, tiny_model, tiny_tokenizer):
