@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,19 @@ def lively_model(tiny_model: Any) -> Any:
             if parameter.dim() > 1:
                 parameter.mul_(10.0)
     return tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _is_left_as_it_was() -> Iterator[None]:
+    """What one test leaves in the process would be another's failure, in some order of the files and not in others."""
+    launched = _launch()
+    yield
+    assert _launch() == launched, "the test left a launch's variables behind"
+    distributed = sys.modules.get("torch.distributed")
+    assert distributed is None or not distributed.is_initialized(), "the test left its process group behind"
+
+
+def _launch() -> dict[str, str]:
+    """What makes accelerate and DeepSpeed take this process for a rank of a launch."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if name in names or name.startswith("ACCELERATE_")}

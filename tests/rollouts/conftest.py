@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -21,7 +23,11 @@ def lively_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def fake_vllm(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """`import vllm` finds the fake one, and TRL sees it; the version may be given as a parameter."""
+    """`import vllm` finds the fake one, and TRL sees it; the version may be given as a parameter.
+
+    TRL's colocated engine writes RANK and its like into the environment, for which the next trainer of this process
+    would take itself for a rank of a launch.
+    """
 
     def ours() -> list[str]:
         return [name for name in sys.modules if name.split(".")[0] == "vllm" or name.startswith("trl.generation")]
@@ -29,7 +35,8 @@ def fake_vllm(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("FAKE_VLLM_VERSION", getattr(request, "param", "0.24.0"))
     kept = {name: sys.modules.pop(name) for name in ours()}
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "fake_vllm"))
-    yield importlib.import_module("vllm")
+    with patch.dict(os.environ):
+        yield importlib.import_module("vllm")
     for name in ours():
         del sys.modules[name]
     sys.modules.update(kept)
