@@ -35,7 +35,10 @@ _NOT_IN_KEYS: dict[str, Any] = {
     "vllm": {"url": True},
 }
 """Names of earlier stages, whose keys count instead, and what says whether or where a stage runs, not what it makes."""
-_LATER = {"reward": ("seed",), "ppo": ("stop_at_turn",)}
+_LATER = {
+    "reward": ("seed",), "ppo": ("stop_at_turn",),
+    "dpo": ("eval_every", "eval_prompts", "max_new_tokens", "select", "stop_at_turn"),
+}  # fmt: skip
 """Settings that keys leave out at their default: artefacts from before there was a choice have them unsaid."""
 _NOT_JUDGED_BY: dict[str, Any] = {"judge": {"url", "timeout", "attempts", "parallel", "questions", "question_tokens"}}
 """Where a judge is asked, and how patiently, is no part of what it says; questions count with their content."""
@@ -160,11 +163,12 @@ def _stage_settings(
         **_part_settings(recipe, name),
         **_decontamination(recipe),
     }
-    if isinstance(stage, PpoSettings):
+    if isinstance(stage, PpoSettings) or (isinstance(stage, DpoSettings) and stage.watch is not None):
         settings["prompts"] = {
             **recipe.data.prompts.model_dump(mode="json", by_alias=True),
             "from": prompts_from(recipe),
         }
+    if isinstance(stage, PpoSettings):
         sources = enumerate(reward_sources(recipe, name))
         settings["rewards"] = [_reward_settings(recipe, name, index, source, function) for index, source in sources]
     return settings

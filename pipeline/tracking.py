@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,17 +56,23 @@ class Tracker:
         if self._mirror is not None:
             self._mirror.log(lines)
 
-    def rewind(self, step: int, *, keep_held_out: bool = False) -> None:
+    def rewind(self, step: int, *, keep_held_out: bool | Collection[str] = False) -> None:
         """Forget everything after a step, and a torn last line: training goes on from there.
 
         Args:
             step: of the checkpoint; -1 without one.
-            keep_held_out: whether held-out results up to the step stay: those of a stage that measures while it
-                trains. Other stages write theirs last, and will again.
+            keep_held_out: whether held-out results up to the step stay, or the names of those that do: of a stage that
+                measures while it trains. Others are written last, and will be again.
         """
-        splits = ("train", "eval") if keep_held_out else ("train",)
-        kept = [line for line in read_metrics(self._path) if line["split"] in splits and line["step"] <= step]
-        write_text_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+
+        def stays(line: Mapping[str, Any]) -> bool:
+            if line["split"] == "train":
+                return True
+            kept = keep_held_out if isinstance(keep_held_out, bool) else line["name"] in keep_held_out
+            return kept and line["split"] == "eval"
+
+        lines = [line for line in read_metrics(self._path) if line["step"] <= step and stays(line)]
+        write_text_atomically(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         reach("metrics.rewound", self._path.parent)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -94,7 +100,7 @@ class SilentTracker(Tracker):
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Nothing: the first rank speaks."""
 
-    def rewind(self, step: int, *, keep_held_out: bool = False) -> None:
+    def rewind(self, step: int, *, keep_held_out: bool | Collection[str] = False) -> None:
         """Nothing."""
 
     def finish(self) -> None:

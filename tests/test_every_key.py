@@ -34,6 +34,7 @@ stages:
   rpo: {kind: dpo, loss_type: rpo}
   reward: {max_steps: 2}
   judge: {kind: reward, max_steps: 2}
+  late: {kind: dpo, max_steps: 2, global_batch_size: 4, learning_rate: 0.01, precision: fp32}
   ppo:
     episodes: 8
     rollout_batch_size: 4
@@ -110,6 +111,12 @@ CHANGES: dict[str, str] = {
     "stages.dpo.loss_type": "stages.dpo.loss_type=hinge",
     "stages.dpo.label_smoothing": "stages.dpo.label_smoothing=0.1",
     "stages.dpo.rpo_alpha": "stages.rpo.rpo_alpha=0.5",
+    "stages.dpo.watch": "stages.late.watch=judge",
+    "stages.dpo.eval_every": "stages.late.eval_every=1",
+    "stages.dpo.eval_prompts": "stages.late.eval_prompts=2",
+    "stages.dpo.max_new_tokens": "stages.late.max_new_tokens=5",
+    "stages.dpo.select": "stages.late.select=heldout",
+    "stages.dpo.stop_at_turn": "stages.late.stop_at_turn=true",
 }
 for data_set, source in (("sft", "alpaca_sample"), ("preference", "preference_sample")):
     CHANGES |= {
@@ -294,6 +301,9 @@ BESIDES |= {
     "data.decontaminate.ngram": [_DIRTY_SFT, _AGAINST],
     "data.decontaminate.folder": [_DIRTY_SFT, "data.decontaminate={against: [gsm8k]}"],
 }
+for key in ("eval_every", "eval_prompts", "max_new_tokens", "select", "stop_at_turn"):
+    watching = ["stages.late.watch=judge", "stages.late.eval_prompts=3", "stages.late.max_new_tokens=4"]
+    BESIDES[f"stages.dpo.{key}"] = [*watching, *(["stages.late.eval_every=1"] if key == "stop_at_turn" else [])]
 for key in ("url", "model", "prompts", "timeout", "attempts", "parallel"):
     BESIDES[f"evaluation.judge.{key}"] = ["evaluation.judge={url: 'http://a', model: m}"]
 BESIDES["evaluation.judge.questions"] = BESIDES["evaluation.judge.url"]
@@ -340,6 +350,7 @@ class Probes:
             "reward": lambda recipe: _reward(_context_of(recipe, "reward", world)),
             "engine": lambda recipe: _engine(_context_of(recipe, "ppo", world)),
             "ppo": lambda recipe: _ppo(_context_of(recipe, "ppo", world)),
+            "watch": lambda recipe: _watch(_context_of(recipe, "late", world)),
         }
         self._known: dict[tuple[str, ...], Any] = {}
 
@@ -748,6 +759,35 @@ def _ppo(context: Any) -> Any:
     ):
         result = ppo.run(context)
     return seen, result.metrics, result.precision
+
+
+def _watch(context: Any) -> Any:
+    """A DPO stage that watches a reward model, run: when it measures what on which prompts, and what it hands on."""
+    from unittest import mock
+
+    from evaluation.overoptimisation import Turn
+    from pipeline.stages import dpo, dpo_watch
+
+    if context.recipe.stages[context.stage].watch is None:
+        return None
+    turn = Turn(step=0.0, kl=0.0, best=1.0, last=0.0)
+    seen: list[Any] = []
+    scores = iter(range(9, 0, -1))
+
+    def worse_and_worse(self: Any, rows: Any, progress: Any = None) -> list[float]:
+        seen.append([len(ids) for ids in rows])
+        return [float(next(scores))] * len(rows)
+
+    with (
+        mock.patch.object(
+            context.tracker, "log", lambda step, split, values: seen.append((step, split, sorted(values)))
+        ),
+        mock.patch.object(dpo_watch.RewardScorer, "score", worse_and_worse),
+        # So short a run shows none of its own.
+        mock.patch.object(dpo_watch, "turn_so_far", lambda looks, logged: turn if logged else None),
+    ):
+        result = dpo.run(context)
+    return seen, result.metrics["steps"], result.metrics["selected_step"]
 
 
 def _as_vllm(make_engine: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What PPO measured of itself while it trained, for the frontier of the reward model that gave the scores."""
+"""What PPO, and DPO under a watch, measured of themselves while training, for the frontier of the model that scored."""
 
 from __future__ import annotations
 
@@ -13,26 +13,37 @@ from pipeline.recipe.lineage import WATCHED
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passed:
-    """What a PPO stage measured by itself while it trained: its own held-out prompts, at its own temperature."""
+    """What a stage measured by itself while it trained: its own held-out prompts, at its own temperature."""
 
     name: str
     run: str
     group: str
     points: tuple[tuple[float, float, float], ...]
-    """Rollout, KL in nats, score by the reward model of the group."""
+    """Rollout or step, KL in nats, score by the reward model of the group."""
 
 
 def passed_by(compared: ComparedRun, metric: str) -> Iterable[Passed]:
-    """Held-out measurements of every PPO stage, whether it has ended or not, by its rewards or by what it watched."""
+    """Held-out measurements of every stage that makes any, whether it has ended or not, by its rewards or by what it
+    watched.
+    """
     for stage in compared.run.stages:
-        points = tuple(_eval_points(stage, metric)) if stage.kind == "ppo" else ()
+        figure, group = _scored(compared, stage, metric)
+        points = tuple(_eval_points(stage, figure)) if figure else ()
         if points:
-            yield Passed(
-                name=f"{stage.name} while training ({compared.label})",
-                run=compared.label,
-                group=_rewarded_by(compared, stage) if metric == "score" else _watched_by(compared, stage),
-                points=points,
-            )
+            name = f"{stage.name} while training ({compared.label})"
+            yield Passed(name=name, run=compared.label, group=group, points=points)
+
+
+def _scored(compared: ComparedRun, stage: Stage, metric: str) -> tuple[str, str]:
+    """Under which figure a stage logged a metric, and the key of the reward model behind it; both empty without one."""
+    if stage.kind == "ppo":
+        return metric, _rewarded_by(compared, stage) if metric == "score" else _watched_by(compared, stage)
+    if stage.kind != "dpo":
+        return "", ""
+    # DPO is trained against no reward model, so it may watch the one that all policies are scored by.
+    judge = _watched_by(compared, stage)
+    figure = "score" if judge == compared.score_by else "score_heldout"
+    return ("score_heldout", judge) if figure == metric else ("", "")
 
 
 def _rewarded_by(compared: ComparedRun, stage: Stage) -> str:
@@ -45,7 +56,7 @@ def _rewarded_by(compared: ComparedRun, stage: Stage) -> str:
 
 
 def _watched_by(compared: ComparedRun, stage: Stage) -> str:
-    """Key of the reward model that a PPO stage watched; of an unfinished one, as the recipe says."""
+    """Key of the reward model that a stage watched; of an unfinished one, as the recipe says."""
     parents = stage.provenance.parents if stage.provenance else ()
     named = [parent.key for parent in parents if parent.role == WATCHED]
     written = mapping(mapping(compared.recipe.get("stages")).get(stage.name)).get("watch")

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from evaluation.report.charts import Mark, Series, line_chart
 from evaluation.report.load import Point, Stage
 from evaluation.report.measures import plain
-from evaluation.report.watched import OPINIONS, watched
+from evaluation.report.watched import OPINIONS, Watched, watched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,7 @@ class StageCurves:
     kind: str
     main: tuple[Chart, ...]
     further: tuple[Chart, ...]
+    watched: Watched | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +56,32 @@ class Panel:
 
 
 _LOSS_UNITS = {"sft": "loss, nats per token", "dpo": "loss, nats per pair", "reward": "loss, nats per pair"}
+_WATCHED = Panel("Score by the reward model that is watched", "score", ("score_heldout",))
+_RIGHT = Panel("Held-out prompts answered right", "share", ("rule_accuracy",))
+_KL = Panel("KL to the reference", "nats per response", ("objective/kl_seq", "kl_seq"))
+_ANSWERS = (
+    Panel("Response length", "tokens", ("response/len_mean", "len_mean")),
+    Panel("Responses that end by themselves", "share", ("response/eos_rate", "eos_rate")),
+    Panel("4-grams repeated within a response", "share", ("response/repeat_ngram", "repeat_ngram")),
+)
 _MAIN = (
     Panel("Loss", "loss", ("loss",)),
     Panel("Preference accuracy", "share of pairs", ("rewards/accuracies", "accuracy")),
     Panel("Preference margin", "nats", ("rewards/margins", "margin")),
+    _WATCHED,
+    _RIGHT,
+    _KL,
+    *_ANSWERS,
     Panel("Learning rate", "learning rate", ("learning_rate",)),
     Panel("Gradient norm before clipping", "norm", ("grad_norm",)),
 )
 _PPO = (
     Panel("Score", "score", ("objective/score", "score")),
-    Panel("Score by the reward model that is watched", "score", ("score_heldout",)),
-    Panel("Held-out prompts answered right", "share", ("rule_accuracy",)),
-    Panel("KL to the reference", "nats per response", ("objective/kl_seq", "kl_seq")),
+    _WATCHED,
+    _RIGHT,
+    _KL,
     Panel("Score used less the price of the KL", "score", ("objective/rlhf_reward", "objective")),
-    Panel("Response length", "tokens", ("response/len_mean", "len_mean")),
-    Panel("Responses that end by themselves", "share", ("response/eos_rate", "eos_rate")),
+    *_ANSWERS,
     Panel("Variance of the returns that the value explains", "share", ("value/explained_var",)),
     Panel(
         "Tokens whose ratio is clipped",
@@ -100,6 +112,7 @@ def _stage_curves(stage: Stage) -> StageCurves:
         kind=stage.kind,
         main=tuple(_chart(stage, panel, by_name) for panel in panels),
         further=tuple(_chart(stage, panel, by_name) for panel in further),
+        watched=watched(stage),
     )
 
 
@@ -118,7 +131,7 @@ def _chart(stage: Stage, panel: Panel, by_name: dict[str, list[Point]]) -> Chart
 
 def _turn(stage: Stage, panel: Panel, line: Series) -> Mark | None:
     """Where over-optimisation began, on the line of held-out measurements that showed it."""
-    seen = watched(stage) if stage.kind == "ppo" and line.points and set(panel.names) & set(OPINIONS) else None
+    seen = watched(stage) if line.points and set(panel.names) & set(OPINIONS) else None
     if seen is None or seen.step is None or seen.opinion not in panel.names:
         return None
     step = seen.step

@@ -51,7 +51,21 @@ def _pairs(stage: Stage) -> str:
         return ""
     around = interval(metrics, "eval_accuracy_ci95")
     pairs = over(metrics.get("eval_n"), "held-out pairs")
-    return f"Prefers the chosen answer in {percent(accuracy)} %{around}{pairs}{_before(metrics)}.{_chance(metrics)}"
+    told = f"Prefers the chosen answer in {percent(accuracy)} %{around}{pairs}{_before(metrics)}.{_chance(metrics)}"
+    return told + _answers_watched(metrics)
+
+
+def _answers_watched(metrics: Mapping[str, Any]) -> str:
+    """What the reward model that a DPO stage watched said of its answers; empty without one."""
+    before, after = number(metrics.get("score_heldout_before")), number(metrics.get("score_heldout"))
+    if before is None or after is None:
+        return ""
+    scores, prompts = " → ".join(alike(_SCORE, [before, after])), over(metrics.get("heldout_n"), "held-out prompts")
+    kept, steps = whole(metrics.get("selected_step")), whole(metrics.get("steps"))
+    of = f"; kept the policy after step {kept} of {steps}" if kept is not None and kept != steps else ""
+    ended = " Training ended early, as the held-out score had turned." if text(metrics.get("stopped")) else ""
+    gained = _gain(metrics, "score_heldout")
+    return f" Score of its answers by the model that is watched {scores}{prompts}{gained}{of}.{ended}"
 
 
 def _reward(stage: Stage) -> str:
@@ -97,9 +111,9 @@ def _ppo(stage: Stage) -> str:
     return told + _ended(metrics)
 
 
-def _gain(metrics: Mapping[str, Any]) -> str:
-    gain, around = number(metrics.get("score_gain")), bounds(metrics.get("score_gain_ci95"))
-    after, before = number(metrics.get("score")), number(metrics.get("score_before"))
+def _gain(metrics: Mapping[str, Any], figure: str = "score") -> str:
+    gain, around = number(metrics.get(f"{figure}_gain")), bounds(metrics.get(f"{figure}_gain_ci95"))
+    after, before = number(metrics.get(figure)), number(metrics.get(f"{figure}_before"))
     if gain is None and after is not None and before is not None:
         gain = after - before
     if gain is None or around is None:

@@ -52,13 +52,13 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
 
 
 def _sentences(run: Run) -> Iterator[Sentence]:
-    """The verdict, and what reward models and PPO say about themselves; without a verdict, what every stage says."""
+    """The verdict, what reward models and PPO say of themselves, and turns; without a verdict, all that stages say."""
     outcomes = [finding for finding in findings(run) if finding.outcome]
     yield from outcomes
     for stage in run.stages:
         if (stage.kind in ("reward", "ppo") or not outcomes) and (told := outcome_of(stage)):
             yield Sentence(text=f"{stage.name}: {told}", tone="plain")
-        if stage.kind == "ppo" and (seen := watched(stage)) and seen.turned:
+        if (seen := watched(stage)) and seen.turned:
             yield Sentence(text=f"{stage.name}: {seen.told}", tone="worse")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import RecipeError
 from pipeline.recipe.batch import accumulation_steps
-from pipeline.recipe.checks_heldout import check_heldout
+from pipeline.recipe.checks_heldout import check_heldout, check_watch
 from pipeline.recipe.checks_ppo import check_ppo
 from pipeline.recipe.foreign import NO_SECRETS, secrets_in, trainer_arg_problem
 from pipeline.recipe.lineage import BASE, earlier, heldout_reward, used_data, why_not, written_start
@@ -232,6 +232,7 @@ def _stage(recipe: Recipe, name: str) -> Iterator[Problem]:
         yield Problem((*at, "group_by_length"), text)
     if isinstance(stage, DpoSettings):
         yield from _dpo(stage, at)
+        yield from check_watch(recipe, name, stage)
     if isinstance(stage, RewardSettings):
         yield from _reward(stage, at)
     if isinstance(stage, PpoSettings):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pipeline.recipe.lineage import earlier, heldout_reward, policy_of, reward_sources, split_part, why_not
 from pipeline.recipe.places import KeyPath, Problem
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.stage_settings import PpoSettings
+from pipeline.recipe.stage_settings import DpoSettings, PpoSettings
 from pipeline.recipe.vocabulary import nearest
 
 
@@ -35,19 +35,24 @@ def check_heldout(recipe: Recipe) -> Iterator[Problem]:
     yield from _twins(recipe, found, at)
 
 
-def check_watch(recipe: Recipe, name: str, stage: PpoSettings) -> Iterator[Problem]:
-    """Yield what is wrong with the reward stage that a PPO stage watches."""
+def check_watch(recipe: Recipe, name: str, stage: PpoSettings | DpoSettings) -> Iterator[Problem]:
+    """Yield what is wrong with the reward stage that a PPO or DPO stage watches."""
     at: KeyPath = ("stages", name)
     found = stage.watch
     if found is None:
         if stage.stop_at_turn:
-            yield Problem((*at, "stop_at_turn"), "has no effect without watch; name a second reward stage there")
+            yield Problem((*at, "stop_at_turn"), f"has no effect without watch; name {_A_STAGE[stage.kind]} there")
         if stage.select == "heldout":
-            yield Problem((*at, "select"), "heldout goes by the score of `watch`; name a second reward stage there")
+            yield Problem((*at, "select"), f"heldout goes by the score of `watch`; name {_A_STAGE[stage.kind]} there")
+        if isinstance(stage, DpoSettings):
+            yield from _measured_by_nobody(stage, at)
         return
     possible = earlier(recipe, name, ("reward",))
     if found not in possible:
         yield Problem((*at, "watch"), why_not(recipe, name, found, possible, "reward model"))
+    elif isinstance(stage, DpoSettings):
+        # Nothing trains it against a reward model, so that any is a second opinion.
+        return
     elif found in {one.from_ for one in reward_sources(recipe, name)}:
         text = f"{found} is what this stage is trained against; watch another reward stage"
         yield Problem((*at, "watch"), text)
@@ -56,6 +61,16 @@ def check_watch(recipe: Recipe, name: str, stage: PpoSettings) -> Iterator[Probl
         yield Problem((*at, "watch"), text)
     else:
         yield from _twins(recipe, found, (*at, "watch"))
+
+
+_A_STAGE = {"ppo": "a second reward stage", "dpo": "an earlier reward stage"}
+
+
+def _measured_by_nobody(stage: DpoSettings, at: KeyPath) -> Iterator[Problem]:
+    """Refuse settings of measurements that nobody makes, but not their defaults: resolved recipes write them."""
+    for key in ("eval_every", "eval_prompts", "max_new_tokens"):
+        if getattr(stage, key) != DpoSettings.model_fields[key].default:
+            yield Problem((*at, key), f"has no effect without watch; name {_A_STAGE[stage.kind]} there")
 
 
 def _twins(recipe: Recipe, found: str, at: KeyPath) -> Iterator[Problem]:

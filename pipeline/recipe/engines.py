@@ -18,7 +18,7 @@ from pipeline.recipe.fsdp_launch import against_fsdp
 from pipeline.recipe.parallelism import against_parallelism
 from pipeline.recipe.places import Places, Problem
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.stage_settings import PpoSettings, RewardSettings, StageSettings
+from pipeline.recipe.stage_settings import DpoSettings, PpoSettings, RewardSettings, StageSettings
 
 USE_DEEPSPEED, USE_FSDP = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"
 _CONFIG_FILE, _ZERO_STAGE = "ACCELERATE_DEEPSPEED_CONFIG_FILE", "ACCELERATE_DEEPSPEED_ZERO_STAGE"
@@ -115,6 +115,11 @@ def _problems(recipe: Recipe, name: str, stage: StageSettings, environment: Mapp
         yield why
     if asked.kind == "none":
         return
+    if isinstance(stage, DpoSettings) and stage.watch is not None and asked.spreads_parameters:
+        yield (
+            "watch answers prompts while training goes on, for which a rank needs the whole policy, and "
+            f"{asked} spreads it; use zero2, or write `stages.{name}.watch: null`"
+        )
     if asked.kind == "fsdp":
         yield from against_fsdp(recipe, name, stage, environment)
     else:

@@ -19,7 +19,7 @@ BASE = "base"
 POLICY_KINDS = ("sft", "dpo", "ppo")
 DataName = Literal["sft", "preference"]
 WATCHED = "watched"
-"""Role of the reward stage that a PPO stage watches, among its parents."""
+"""Role of the reward stage that a PPO or DPO stage watches, among its parents."""
 ASKING_TASKS = ("rules", "kl", "score", "overlap")
 """Tasks of the evaluation that need prompts to be answered."""
 
@@ -113,7 +113,7 @@ def parents_of(recipe: Recipe, stage_name: str) -> dict[str, str]:
         if source.from_ in recipe.stages:
             parents[reward_role(index)] = source.from_
     stage = recipe.stages[stage_name]
-    if isinstance(stage, PpoSettings) and stage.watch is not None:
+    if isinstance(stage, (PpoSettings, DpoSettings)) and stage.watch is not None:
         parents[WATCHED] = stage.watch
     return parents
 
@@ -124,7 +124,8 @@ def used_data(recipe: Recipe, stage_name: str) -> tuple[DataName, ...]:
     if isinstance(stage, SftSettings):
         return ("sft",)
     if isinstance(stage, DpoSettings):
-        return ("preference",)
+        prompts = (prompts_from(recipe) or "preference") if stage.watch is not None else "preference"
+        return ("preference",) if prompts == "preference" else ("preference", prompts)
     if isinstance(stage, RewardSettings):
         # Scores are shifted and scaled by those of the demonstrations, where there are any.
         return ("preference", "sft") if recipe.data.sft is not None else ("preference",)

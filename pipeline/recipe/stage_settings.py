@@ -91,6 +91,22 @@ class DpoSettings(OfflineSettings):
         0.0, description="Assumed share of swapped pairs: conservative DPO with `sigmoid`, also robust, exo_pair, aot."
     )
     rpo_alpha: PositiveFloat = Field(1.0, description="Weight of the likelihood term of `rpo`.")
+    watch: StageName | None = Field(
+        None,
+        description="Earlier reward stage that scores answers to held-out prompts while training goes on: shows when "
+        "the policy gets worse although its loss still falls.",
+    )
+    eval_every: PositiveInt = Field(10, description="Optimiser steps between two measurements by `watch`.")
+    eval_prompts: PositiveInt = Field(64, description="Held-out prompts of these measurements.")
+    max_new_tokens: PositiveInt = Field(128, description="Longest answer in these measurements.")
+    select: Literal["last", "heldout"] = Field(
+        "last",
+        description="Which policy is handed on: the last, or of those measured, the one it started from included, the "
+        "best by the score of `watch`.",
+    )
+    stop_at_turn: bool = Field(
+        False, description="End training once the score of `watch` has turned while the preference margin still rises."
+    )
 
 
 class RewardSettings(OfflineSettings):

@@ -7,6 +7,7 @@ held-out pairs is measured before (0.5 by the tie rule: nothing has moved) and a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -19,7 +20,8 @@ from data_prep.chat import ChatFormatter, EncodedPair
 from data_prep.reasons import left_out_told
 from data_prep.records import PreferencePair
 from evaluation.intervals import bootstrap_mean_ci, preference_accuracy
-from evaluation.likelihood import Likelihood, Scorer, pair_rows
+from evaluation.likelihood import Likelihood, Row, Scorer, pair_rows
+from evaluation.sharing import Progress
 from pipeline.algorithms.dpo import preference_margins
 from pipeline.batch_order import pair_padding
 from pipeline.context import StageContext, StageResult, once
@@ -31,6 +33,7 @@ from pipeline.runtime import resolve_precision
 from pipeline.stages.dpo_loss import loss_arguments, rpo_loss
 from pipeline.stages.dpo_objective import Preference, lacks
 from pipeline.stages.dpo_reference import REFERENCE, add_reference, reference_call
+from pipeline.stages.dpo_watch import Watch
 from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
 from pipeline.stages.pairs import keep_together, pair_line, unseen_pairs, write_held_out, write_train_rows
@@ -84,7 +87,12 @@ def run(context: StageContext) -> StageResult:
     scorer = Scorer(policy.model, policy.description.pad_id, size, precision, context.ranks)
     judge = _Judge(policy, reference, scorer, settings.beta, context)
     measured = Before(context, lambda: once(context, "before", lambda: judge.reference_and_margins(held_out.rows)))
-    fit(trainer, context, measured)
+    watch = None
+    if settings.watch is not None:
+        watch = Watch(context, settings, policy, judge.own_logps, judge.reference_logps, precision)
+    fit(trainer, context, measured, watch)
+    if watch is not None:
+        watch.hand_over()
     before = measured.found
     after = judge.margins(held_out.rows, before["reference"])
     save_policy(policy, context)
@@ -98,6 +106,7 @@ def run(context: StageContext) -> StageResult:
         "steps": trainer.state.global_step,
         "train_rows": len(train.rows),
         "engine": engine,
+        **(watch.metrics() if watch is not None else {}),
     }
     if context.ranks.is_first and held_out.rows:
         for step, suffix in ((0, "_before"), (trainer.state.global_step, "")):
@@ -153,15 +162,16 @@ class _Judge:
         """Log-probabilities under the reference, and the untrained policy's margins against them."""
         if not rows:
             return {"reference": [], "margins": []}
-        logps = [row.logp for row in self._under_reference(rows)]
+        progress = self._context.progress("reference on held-out pairs")
+        logps = [row.logp for row in self.reference_logps(pair_rows(rows), progress)]
         return {"reference": logps, "margins": self.margins(rows, logps)}
 
-    def _under_reference(self, rows: list[EncodedPair]) -> list[Likelihood]:
-        task = "reference on held-out pairs"
+    def reference_logps(self, rows: Sequence[Row], progress: Progress | None = None) -> list[Likelihood]:
+        """Log-probabilities of rows under the reference."""
         if self._reference is not None:
-            return self._score(replace(self._scorer, model=self._reference), rows, task)
+            return replace(self._scorer, model=self._reference).score(rows, progress)
         self._policy.model.set_adapter(REFERENCE, inference_mode=True)
-        found = self._score(self._scorer, rows, task)
+        found = self._scorer.score(rows, progress)
         self._policy.model.set_adapter(adapters.TRAINED)
         return found
 
@@ -169,12 +179,14 @@ class _Judge:
         """beta * h of each pair under the policy as it is now."""
         if not rows:
             return []
-        logps = [row.logp for row in self._score(self._scorer, rows, "policy on held-out pairs")]
+        progress = self._context.progress("policy on held-out pairs")
+        logps = [row.logp for row in self.own_logps(pair_rows(rows), progress)]
         policy, ref = (torch.tensor(values, dtype=torch.float64).chunk(2) for values in (logps, reference))
         return preference_margins(policy[0], policy[1], ref[0], ref[1], self._beta).tolist()
 
-    def _score(self, scorer: Scorer, rows: list[EncodedPair], task: str) -> list[Likelihood]:
-        return scorer.score(pair_rows(rows), self._context.progress(task))
+    def own_logps(self, rows: Sequence[Row], progress: Progress | None = None) -> list[Likelihood]:
+        """Log-probabilities of rows under the policy as it is now."""
+        return self._scorer.score(rows, progress)
 
 
 def _metrics(before: list[float], after: list[float]) -> dict[str, Any]:

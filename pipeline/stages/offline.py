@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from pipeline import checkpoint
@@ -52,11 +52,37 @@ class PassCallback(TrainerCallback):
         self._sampler.set_epoch(int(round(state.epoch or 0.0, 6)))
 
 
+class Watcher(Protocol):
+    """Measures the model on a schedule while it trains; every rank makes the same calls."""
+
+    @property
+    def figures(self) -> Sequence[str]:
+        """Names of what it logs on held-out data."""
+
+    @property
+    def stopped(self) -> str:
+        """Why training is to end before its last step; empty if it is not."""
+
+    def rewind(self, checkpoint: Path | None) -> None:
+        """Go on from a complete checkpoint, or begin without one."""
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether a measurement belongs after this step."""
+
+    def look(self, step: int, logged: Sequence[Mapping[str, Any]]) -> None:
+        """Measure; `logged` are the trainer's averages so far."""
+
+    def save(self, checkpoint: Path) -> None:
+        """Put its state into a checkpoint that is being written (first rank only)."""
+
+
 class CommittedTrainer(FullyShardedTrainer):
     """Mixin for a library trainer: checkpoints count only once committed, values that are not finite stop the run."""
 
     made_by: Mapping[str, Any] = {}
     """Kept with every checkpoint."""
+    watcher: Watcher | None = None
+    """Called where the library would evaluate: after a step's averages are logged, before its checkpoint."""
     sampler: EpochSampler | None = None
     """In whose order rows are drawn; None for the library's own."""
 
@@ -74,6 +100,8 @@ class CommittedTrainer(FullyShardedTrainer):
         saved = folder / f"checkpoint-{self.state.global_step}"
         with checkpoint.being_written(saved):
             super()._save_checkpoint(model, trial)
+            if self.watcher is not None and self.is_world_process_zero():
+                self.watcher.save(saved)
         barrier()
         if self.is_world_process_zero():
             for weights in sorted(saved.rglob("*.safetensors")):
@@ -85,6 +113,17 @@ class CommittedTrainer(FullyShardedTrainer):
     def _save_rng_state(self, output_dir: Any) -> None:
         reach("checkpoint.torn", Path(output_dir))
         super()._save_rng_state(output_dir)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """What the stage measures on a schedule, in the place of the library's own evaluation."""
+        if self.watcher is None:
+            return super().evaluate(*args, **kwargs)
+        self.control.should_evaluate = False
+        self.watcher.look(self.state.global_step, self.state.log_history)
+        if self.watcher.stopped:
+            # A checkpoint of the end would take one step more when it is gone on from.
+            self.control.should_training_stop, self.control.should_save = True, False
+        return {}
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card in a checkpoint: it is not a release."""
@@ -159,6 +198,28 @@ class StepCallback(TrainerCallback):
         self._context.console.progress("step", state.global_step, state.max_steps, f"loss {values['loss']:.4f}")
 
 
+class WatchCallback(TrainerCallback):
+    """Calls the watcher before the first step, and has the trainer call it whenever it is due."""
+
+    def __init__(self, watcher: Watcher):
+        self._watcher = watcher
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure what training starts from, unless it goes on from later."""
+        if state.global_step == 0:
+            self._watcher.look(0, [])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Close the window of logged averages and ask for a measurement."""
+        if self._watcher.due(state.global_step, state.max_steps):
+            control.should_log = control.should_evaluate = True
+        return control
+
+
 def training_arguments(
     config_class: type, settings: OfflineSettings, context: StageContext, **fixed: Any
 ) -> TrainingArguments:
@@ -219,13 +280,14 @@ def training_arguments(
         raise RecipeError(f"{where}: {config_class.__name__} refuses these settings: {error}") from error
 
 
-def fit(trainer: Trainer, context: StageContext, before: Before) -> None:
+def fit(trainer: CommittedTrainer, context: StageContext, before: Before, watcher: Watcher | None = None) -> None:
     """Train to the end, from the newest complete checkpoint if there is one.
 
     Args:
         trainer: built with `committed` classes.
         context: of the stage.
         before: what is measured of the model before the first step.
+        watcher: measures the model on a schedule, and may end training.
 
     Raises:
         RecipeError: the engine that was asked for is not the one that would train.
@@ -236,14 +298,19 @@ def fit(trainer: Trainer, context: StageContext, before: Before) -> None:
     trainer.add_callback(callback)
     trainer.add_callback(BeginCallback(before))
     trainer.remove_callback(PrinterCallback)
-    if isinstance(trainer, CommittedTrainer):
-        trainer.made_by = spreading.made_by(context)
-    resume_from = _checkpoint_to_resume(context, on_any_ranks=not has_dropout(trainer.model))
+    trainer.made_by = spreading.made_by(context)
+    resume_from = _checkpoint_to_resume(context, watcher, on_any_ranks=not has_dropout(trainer.model))
+    if watcher is not None:
+        trainer.watcher = watcher
+        trainer.add_callback(WatchCallback(watcher))
+        watcher.rewind(resume_from)
     spreading.take_engine(trainer, context)
     # Evaluation before training draws from the same generators, but only in runs that were not interrupted after it.
     seed_everything(context.recipe.seed)
     with checkpoint.being_read(resume_from):
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if watcher is not None and watcher.stopped:
+        return
     if callback.preempted:
         raise PreemptedError(
             f"stage {context.stage} was asked to stop; step {trainer.state.global_step} of {trainer.state.max_steps} "
@@ -256,14 +323,15 @@ def fit(trainer: Trainer, context: StageContext, before: Before) -> None:
         )
 
 
-def _checkpoint_to_resume(context: StageContext, *, on_any_ranks: bool) -> Path | None:
+def _checkpoint_to_resume(context: StageContext, watcher: Watcher | None, *, on_any_ranks: bool) -> Path | None:
     found, passed_over = checkpoint.newest_complete(context.checkpoints)
     if found is not None:
         spreading.require_resumable(found, context, on_any_ranks=on_any_ranks)
     if context.ranks.is_first:
         for broken in passed_over:
             context.console.say(f"{broken.name} was not complete when the run ended; it is left out")
-        context.tracker.rewind(checkpoint.step_of(found) if found else 0)
+        stay = () if watcher is None else watcher.figures
+        context.tracker.rewind(checkpoint.step_of(found) if found else -1, keep_held_out=stay)
         if found:
             context.console.say(f"going on from step {checkpoint.step_of(found)}")
     barrier()

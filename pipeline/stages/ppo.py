@@ -27,14 +27,13 @@ from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.rollouts.collect import Shaping, collect, lay_out
 from pipeline.rollouts.rewards import Episode, Scores
 from pipeline.runtime import barrier, resolve_precision, seed_everything
+from pipeline.stages.held_out_rows import HELD_OUT, append_rows, leave_rows, rewind_rows
 from pipeline.stages.policy import save_policy
-from pipeline.stages.ppo_held_out import HELD_OUT, append_rows, leave_rows, rewind_rows
 from pipeline.stages.ppo_metrics import Times, rollout_metrics
 from pipeline.stages.ppo_roles import make_roles
 from pipeline.stages.ppo_selection import Examiner, Measurement, gains, is_better
 from pipeline.stages.ppo_setup import (
     Bench,
-    PromptRow,
     demonstrations_to_mix,
     make_bench,
     make_prompts,
@@ -44,6 +43,7 @@ from pipeline.stages.ppo_spreading import Spreader
 from pipeline.stages.ppo_state import Keeper, Progress, require_same_launch
 from pipeline.stages.ppo_update import Learner
 from pipeline.stages.ppo_watch import as_figures, sentence, turn_so_far
+from pipeline.stages.prompts import PromptRow
 from pipeline.stages.round_trip import require_same_policy
 
 SAMPLES = "rollouts.jsonl"
@@ -164,7 +164,7 @@ class _Loop:
                 context.console.say(f"{broken.name} was not complete when the run ended; it is left out")
             context.tracker.rewind(progress.rollouts if found else -1, keep_held_out=True)
             for name in (SAMPLES, HELD_OUT):
-                rewind_rows(context.work / name, progress.rollouts if found else -1)
+                rewind_rows(context.work / name, "rollout", progress.rollouts if found else -1)
             if found:
                 context.console.say(f"going on from rollout {progress.rollouts}")
         barrier()
@@ -311,14 +311,12 @@ def _log_measurement(context: StageContext, progress: Progress, found: Measureme
         "score": found.score, "kl_seq": found.kl, "objective": found.objective, "eos_rate": found.eos_rate,
         "len_mean": found.response_tokens,
     }  # fmt: skip
-    if found.rule_accuracy is not None:
-        values["rule_accuracy"] = found.rule_accuracy
-    if found.score_heldout is not None:
-        values["score_heldout"] = found.score_heldout
+    further = {name: getattr(found, name) for name in ("rule_accuracy", "score_heldout", "repeat_ngram")}
+    values |= {name: value for name, value in further.items() if value is not None}
     progress.measured.append({"rollout": found.rollout, **values})
     if context.ranks.is_first:
         context.tracker.log(found.rollout, "eval", values)
-        append_rows(context, found)
+        append_rows(context, "rollout", found.rollout, found.rows())
     context.console.say(
         f"held-out prompts after rollout {found.rollout}: score {found.score:.3f}, KL {found.kl:.2f}, "
         f"{found.eos_rate:.0%} end"

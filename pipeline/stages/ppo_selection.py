@@ -13,10 +13,12 @@ from typing import Any
 
 from data_prep.checks import passes
 from evaluation.intervals import bootstrap_mean_ci, paired_bootstrap_ci
+from evaluation.text_measures import repetition
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.rollouts.collect import sequence_divergences
 from pipeline.rollouts.rewards import Episode
-from pipeline.stages.ppo_setup import Bench, PromptRow
+from pipeline.stages.ppo_setup import Bench
+from pipeline.stages.prompts import PromptRow
 
 _SEED = 0
 """Held-out answers are drawn with the same noise in every measurement, and in every run."""
@@ -40,6 +42,8 @@ class Measurement:
     """By the reward model that is watched, prompt by prompt; None without one."""
     rule_accuracy: float | None = None
     """Share of answers that pass their prompts' rules; None where no prompt has one. Not optimised unless rewarded."""
+    repeat_ngram: float | None = None
+    """Share of an answer's token 4-grams that occurred in it before; None in checkpoints of before it was measured."""
 
     def rows(self) -> list[dict[str, float | None]]:
         """What each prompt gave, in order."""
@@ -98,6 +102,7 @@ class Examiner:
             response_tokens=sum(len(episode.answer.ids) for episode in episodes) / count,
             scores_heldout=None if bench.watched is None else bench.watched.scores(episodes),
             rule_accuracy=_rule_accuracy(episodes),
+            repeat_ngram=repetition([episode.answer.ids for episode in episodes]),
         )
 
 

@@ -14,9 +14,8 @@ from data_prep.build import encode_demonstrations
 from data_prep.chat import ChatFormatter
 from data_prep.cleaning import Dropped
 from data_prep.prompt_rows import encode_prompts
-from data_prep.records import Prompt
 from pipeline.context import StageContext
-from pipeline.errors import DataError, RecipeError, TrivetError
+from pipeline.errors import DataError, TrivetError
 from pipeline.models.roles import Roles
 from pipeline.recipe.lineage import WATCHED, reward_role, reward_sources
 from pipeline.recipe.schema import Recipe
@@ -38,8 +37,7 @@ from pipeline.stages.policy import Policy
 from pipeline.stages.ppo_engine import make_engine
 from pipeline.stages.ppo_roles import RewardModel, reward_models
 from pipeline.stages.ppo_update import Draw, Row
-
-PromptRow = tuple[Prompt, list[int]]
+from pipeline.stages.prompts import PromptRow, require_room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,21 +214,12 @@ def make_prompts(
             f"stages.{context.stage}.kl_max: which policy lies within the budget is seen on held-out prompts, and "
             "there are none; raise the data set's eval_fraction, or remove kl_max"
         )
-    _require_room(context, settings, max(len(row.ids) for part in (train, held_out) for row in part.rows), positions)
+    longest = max(len(row.ids) for part in (train, held_out) for row in part.rows)
+    require_room(context, settings.max_new_tokens, longest, positions)
     train_rows, held_out_rows = (
         [(prompt, row.ids) for prompt, row in zip(part.records, part.rows, strict=True)] for part in (train, held_out)
     )
     return PromptSet(train=train_rows, held_out=held_out_rows, report=report, dropped=train.dropped)
-
-
-def _require_room(context: StageContext, settings: PpoSettings, longest: int, positions: int | None) -> None:
-    """Refuse prompts that leave no room for an answer in the model's context."""
-    if positions is not None and longest + settings.max_new_tokens > positions:
-        raise RecipeError(
-            f"stage {context.stage}: the longest prompt has {longest} tokens, with max_new_tokens "
-            f"{settings.max_new_tokens} that is more than the model's context of {positions}; set "
-            f"data.prompts.max_prompt_length to {max(positions - settings.max_new_tokens, 1)} or less"
-        )
 
 
 def demonstrations_to_mix(recipe: Recipe, settings: PpoSettings, formatter: ChatFormatter, ranks: Ranks) -> Draw | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -87,7 +87,7 @@ class _Following(Tracker):
         """Append one line per value."""
         self._tracker.log(self._before + step, split, values)
 
-    def rewind(self, step: int, *, keep_held_out: bool = False) -> None:
+    def rewind(self, step: int, *, keep_held_out: bool | Collection[str] = False) -> None:
         """Forget everything after a step of this member."""
         self._tracker.rewind(self._before + max(step, 0), keep_held_out=keep_held_out)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
 from data_prep.build import encode_demonstrations, prompt_hashes
@@ -100,7 +99,7 @@ def _trainer(
     context: StageContext,
     rows: list[EncodedDemonstration],
     precision: str,
-) -> Trainer:
+) -> CommittedTrainer:
     assert context.recipe.data.sft is not None
     longest = context.recipe.data.sft.max_length
     arguments = training_arguments(

@@ -28,9 +28,17 @@ data:
   split: {reward: 0.5, judge: 0.5}
 stages:
   sft: {learning_rate: 1.0e-2, global_batch_size: 8, precision: fp32, max_steps: 3}
-  dpo: {learning_rate: 1.0e-2, global_batch_size: 8, precision: fp32, max_steps: 3}
   reward: {learning_rate: 1.0e-2, global_batch_size: 8, precision: fp32, max_steps: 3}
   judge: {kind: reward, seed: 18, learning_rate: 1.0e-2, global_batch_size: 8, precision: fp32, max_steps: 3}
+  dpo:
+    learning_rate: 1.0e-2
+    global_batch_size: 8
+    precision: fp32
+    max_steps: 3
+    watch: judge
+    eval_every: 1
+    eval_prompts: 12
+    max_new_tokens: 8
   ppo:
     learning_rate: 3.0e-2
     episodes: 24

@@ -14,7 +14,7 @@ from evaluation.overoptimisation import Turn
 from pipeline.errors import PreemptedError, TrivetError
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.stages import ppo
-from pipeline.stages.ppo_held_out import HELD_OUT
+from pipeline.stages.held_out_rows import HELD_OUT
 from pipeline.stages.ppo_roles import _value_start, reward_models
 from pipeline.stages.ppo_selection import Measurement, gains, is_better
 from pipeline.stages.ppo_setup import require_gate
