@@ -133,9 +133,10 @@ def _rows(
 
 
 def _config(options: Mapping[str, Any], created: str) -> dict[str, Any]:
-    """The recipe beside what the dashboard groups and sorts runs by; the library keeps names with `_` to itself."""
+    """The recipe beside what runs are grouped by, W&B's job type as `stage`; names with `_` are the library's own."""
     recipe = {name: value for name, value in options["config"].items() if not str(name).startswith("_")}
-    return {**recipe, "_Group": options["group"], "_Created": created, "_Username": None}
+    found = {"stage": options["job_type"], "_Group": options["group"], "_Created": created, "_Username": None}
+    return {**recipe, **found}
 
 
 def _require_rows(place: Path, expected: int, found: int) -> None:

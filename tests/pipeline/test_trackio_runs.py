@@ -90,7 +90,7 @@ def test_trackio_reads_it_back_in_order_grouped_and_with_the_recipe(run, board):
     assert [log["step"] for log in logs] == [1, 2, 3, 4, 5]
     assert math.isnan(logs[2]["sft/loss"])
     config = storage.SQLiteStorage.get_run_config("p", run_id=ids["mine/ppo"])
-    assert config["_Group"] == config["name"] == "mine"
+    assert config["_Group"] == config["name"] == "mine" and config["stage"] == "ppo"
     assert config["tracking"] == {"wandb": {"project": "p", "entity": "e"}}
 
 
