@@ -176,6 +176,19 @@ def test_a_push_that_was_killed_is_made_whole_by_the_next(run, board, state):
     }  # fmt: skip
 
 
+def test_a_push_that_another_overtakes_writes_no_step_twice(run, board, monkeypatch):
+    """Both have cleared before either writes."""
+    write = storage.SQLiteStorage.bulk_log
+
+    def overtaken(*arguments, **named):
+        write(*arguments, **named)
+        write(*arguments, **named)
+
+    monkeypatch.setattr(storage.SQLiteStorage, "bulk_log", staticmethod(overtaken))
+    assert push(run, "--to", "trackio") == 0
+    assert steps(board) == [1, 2, 3, 4, 5]
+
+
 def test_rows_that_could_not_be_replaced_are_an_error(run, board, monkeypatch, capsys):
     """trackio's storage keeps the failure of a deletion to itself, and ignores rows that are there already."""
     push(run, "--to", "trackio")
