@@ -1,4 +1,4 @@
-"""`trivet push RUN ...`: metrics of runs as they lie on disk, rebuilt in W&B or as TensorBoard's files. Layer 5.
+"""`trivet push RUN ...`: metrics of runs as they lie on disk, rebuilt in W&B, TensorBoard or trackio. Layer 5.
 
 A run that was trained without W&B, or while it was out of reach, is pushed afterwards; what arrives is what live
 mirroring would have sent: one group per run, one job type per stage, each step once.
@@ -22,17 +22,18 @@ from pipeline.redaction import redacted_in
 if TYPE_CHECKING:
     from pipeline.finished_runs import FinishedRun
 
-DESTINATIONS = ("wandb", "tensorboard")
+DESTINATIONS = {"wandb": ("project", "entity", "workspace"), "tensorboard": ("output_dir",), "trackio": ("project",)}
+"""Where to, and what may be said about it."""
 _LONGEST_TITLE = 120
 """Characters; many runs have long names."""
 
 
 def register(commands: Any) -> None:
     """Add `push` to the subcommands of `trivet`."""
-    push = commands.add_parser("push", help="send runs' metrics to Weights & Biases or TensorBoard afterwards")
+    push = commands.add_parser("push", help="send runs' metrics to Weights & Biases, TensorBoard or trackio afterwards")
     push.add_argument("runs", metavar="RUN", nargs="+", help="a run directory, such as runs/alpaca-dpo")
-    push.add_argument("--to", choices=DESTINATIONS, default="wandb", help="where to (default: wandb)")
-    push.add_argument("--project", help="project in W&B (default: the recipe's, else trivet)")
+    push.add_argument("--to", choices=tuple(DESTINATIONS), default="wandb", help="where to (default: wandb)")
+    push.add_argument("--project", help="project in W&B or trackio (default: the recipe's, else trivet)")
     push.add_argument("--entity", help="team or user in W&B (default: the recipe's, else the logged-in user's)")
     push.add_argument(
         "--workspace", metavar="NAME", nargs="?", const="", help="also save a view in W&B that compares the runs"
@@ -52,19 +53,21 @@ def _push(options: argparse.Namespace) -> int:
     runs = [read_run(Path(place)) for place in options.runs]
     for note in (note for run in runs for note in run.notes):
         print(f"({note})", file=sys.stderr)
-    sent = _to_tensorboard(runs, options) if options.to == "tensorboard" else _to_wandb(runs, options)
+    send = {"wandb": _to_wandb, "tensorboard": _to_tensorboard, "trackio": _to_trackio}[options.to]
+    sent = send(runs, options)
     if options.json:
         print(json.dumps(sent, indent=2))
     return 0
 
 
 def _require_sense(options: argparse.Namespace) -> None:
-    """Options of the other destination would be read by nobody.
+    """Options of another destination would be read by nobody.
 
     Raises:
         RecipeError: naming the option.
     """
-    other = ("project", "entity", "workspace") if options.to == "tensorboard" else ("output_dir",)
+    read = DESTINATIONS[options.to]
+    other = dict.fromkeys(name for names in DESTINATIONS.values() for name in names if name not in read)
     given = [f"--{name.replace('_', '-')}" for name in other if getattr(options, name) is not None]
     if given:
         raise RecipeError(f"push: {', '.join(given)} means nothing to --to {options.to}; leave it out")
@@ -145,6 +148,25 @@ def _to_tensorboard(runs: Sequence[FinishedRun], options: argparse.Namespace) ->
             steps = write_events(folder / stage.name, stage.name, stage.lines, stage.figures, text)
             sent.append({"stage": stage.name, "steps": steps, "run": run.name, "folder": str(folder / stage.name)})
             _say(options, runs, run, stage.name, steps, f"written to {folder / stage.name}")
+    return sent
+
+
+def _to_trackio(runs: Sequence[FinishedRun], options: argparse.Namespace) -> list[dict[str, Any]]:
+    from pipeline.trackio_runs import require_project, require_trackio, write_run
+    from pipeline.wandb_runs import run_options
+
+    require_trackio()
+    for project in dict.fromkeys(_settings(run.recipe, options).project for run in runs):
+        require_project(project)
+    sent: list[dict[str, Any]] = []
+    for run in runs:
+        settings, config = _settings(run.recipe, options), redacted_in(dict(run.recipe))
+        for stage in run.stages:
+            found = {**run_options(settings, run.folder, run.name, stage.name, stage.key), "config": config}
+            steps, place = write_run(found, stage.lines, stage.figures)
+            at = {"group": run.name, "project": settings.project, "database": str(place)}
+            sent.append({"stage": stage.name, "steps": steps, **at})
+            _say(options, runs, run, stage.name, steps, f"written to {place}")
     return sent
 
 

@@ -30,7 +30,7 @@ LAYERS: dict[str, int] = {
     # L2: tensors, models, where a process stands
     "pipeline.batches": 2, "pipeline.streams": 2, "pipeline.models.*": 2, "pipeline.tracking": 2, "pipeline.runtime": 2,
     "pipeline.wandb_runs": 2, "pipeline.wandb_mirror": 2, "pipeline.wandb_push": 2, "pipeline.wandb_artefacts": 2,
-    "pipeline.wandb_workspace": 2, "pipeline.event_files": 2,
+    "pipeline.wandb_workspace": 2, "pipeline.event_files": 2, "pipeline.trackio_runs": 2,
     "pipeline.batch_order": 2, "pipeline.context": 2, "pipeline.assignment": 2, "pipeline.reward_function": 2,
     "pipeline.out_of_memory": 2,
     # L3: answers sampled from policies, and their rewards
