@@ -108,6 +108,7 @@ def answer_lines(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answe
             "family": prompt.origin.family,
             "prompt": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
             "response": found[index].text,
+            "check": prompt.check,
             "correct": found[index].correct,
             "tokens": found[index].tokens,
             "eos": found[index].stopped,

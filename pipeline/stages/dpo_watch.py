@@ -59,9 +59,10 @@ class Look:
     """By the reward model that is watched, prompt by prompt."""
     divergences: list[float]
     """log pi(y|x) - log ref(y|x), prompt by prompt."""
-    eos_rate: float
-    len_mean: float
-    """Tokens per answer."""
+    tokens: list[int]
+    """Of each answer."""
+    ends: list[bool]
+    """Whether each answer ended by itself."""
     repeat_ngram: float
     """Share of an answer's token 4-grams that occurred in it before."""
     rule_accuracy: float | None
@@ -77,9 +78,20 @@ class Look:
         """Estimated divergence from the reference, in nats per answer."""
         return sum(self.divergences) / len(self.divergences)
 
+    @property
+    def eos_rate(self) -> float:
+        """Share of answers that ended by themselves."""
+        return sum(self.ends) / len(self.ends)
+
+    def rows(self) -> list[dict[str, float | None]]:
+        """What each prompt gave, in order."""
+        columns = zip(self.scores, self.divergences, self.tokens, self.ends, strict=True)
+        return [{"score_heldout": score, "kl": kl, "tokens": count, "eos": eos} for score, kl, count, eos in columns]
+
     def figures(self) -> dict[str, float]:
         """What is logged of it."""
-        values = (self.score, self.kl, self.eos_rate, self.len_mean, self.repeat_ngram, self.rule_accuracy)
+        length = sum(self.tokens) / len(self.tokens)
+        values = (self.score, self.kl, self.eos_rate, length, self.repeat_ngram, self.rule_accuracy)
         return {name: value for name, value in zip(FIGURES, values, strict=True) if value is not None}
 
 
@@ -163,8 +175,7 @@ class Watch:
             self._select(found)
         if self._context.ranks.is_first:
             self._context.tracker.log(step, "eval", found.figures())
-            rows = zip(found.scores, found.divergences, strict=True)
-            append_rows(self._context, "step", step, [{"score_heldout": score, "kl": kl} for score, kl in rows])
+            append_rows(self._context, "step", step, found.rows())
         self._context.console.say(
             f"held-out prompts after step {step}: score by {self._settings.watch} {found.score:.3f}, "
             f"KL {found.kl:.2f}, {found.eos_rate:.0%} end"
@@ -226,8 +237,8 @@ class Watch:
             step=step,
             scores=self._reward.score([row for row, _ in rows]),
             divergences=divergences(own, reference),
-            eos_rate=sum(answer.stopped for answer in answers) / len(answers),
-            len_mean=sum(len(answer.ids) for answer in answers) / len(answers),
+            tokens=[len(answer.ids) for answer in answers],
+            ends=[answer.stopped for answer in answers],
             repeat_ngram=repetition([answer.ids for answer in answers]) or 0.0,
             rule_accuracy=self._rule_accuracy(answers),
         )

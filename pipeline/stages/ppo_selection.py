@@ -7,7 +7,7 @@ prompts they never trained on, the same ones with the same sampling noise, and t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -44,14 +44,16 @@ class Measurement:
     """Share of answers that pass their prompts' rules; None where no prompt has one. Not optimised unless rewarded."""
     repeat_ngram: float | None = None
     """Share of an answer's token 4-grams that occurred in it before; None in checkpoints of before it was measured."""
+    answers: list[dict[str, float]] = field(default_factory=list)
+    """Prompt by prompt the score after penalties (`score_used`), `tokens`, and `eos`; empty in such checkpoints."""
 
     def rows(self) -> list[dict[str, float | None]]:
         """What each prompt gave, in order."""
         watched: list[float | None] = [None] * len(self.scores)
         if self.scores_heldout is not None:
             watched = [*self.scores_heldout]
-        columns = zip(self.scores, self.divergences, watched, strict=True)
-        return [{"score": score, "kl": kl, "score_heldout": second} for score, kl, second in columns]
+        columns = zip(self.scores, self.divergences, watched, self.answers, strict=True)
+        return [{"score": score, "kl": kl, "score_heldout": other, **rest} for score, kl, other, rest in columns]
 
     @property
     def score(self) -> float:
@@ -103,6 +105,10 @@ class Examiner:
             scores_heldout=None if bench.watched is None else bench.watched.scores(episodes),
             rule_accuracy=_rule_accuracy(episodes),
             repeat_ngram=repetition([episode.answer.ids for episode in episodes]),
+            answers=[
+                {"score_used": used, "tokens": len(episode.answer.ids), "eos": episode.answer.stopped}
+                for used, episode in zip(found.used, episodes, strict=True)
+            ],
         )
 
 

@@ -15,7 +15,7 @@ from page_numbers import Page, agrees, numbers
 from recompute import Run
 from recompute import rows as lines
 
-from data_prep.stances import refuses
+from data_prep import stances
 from evaluation.report import write_report
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ stages:
     gate: {min_accuracy: 0}
     precision: fp32
     watch: judge
-evaluation: {prompts: 12, kl_prompts: 12, max_new_tokens: 8, batch_size: 8, best_of_n: [2, 3]}
+evaluation: {prompts: 40, kl_prompts: 12, max_new_tokens: 8, batch_size: 8, best_of_n: [2, 3]}
 """
 NOT_RECOMPUTED = {("Reward model", "padding changes a score by"), ("Reward model judge", "padding changes a score by")}
 """The largest difference between two passes of a model, which leave no rows."""
@@ -71,7 +71,7 @@ def folder(tmp_path_factory, run_in):
 
 @pytest.fixture(scope="module")
 def rows(folder):
-    return Run(folder, refuses)
+    return Run(folder, stances)
 
 
 def differing(found, expected):
@@ -101,9 +101,12 @@ def test_every_curve_ends_where_its_metrics_end(folder, rows):
 
 
 def test_every_sampled_answer_has_its_own_score(folder, rows):
-    drawn = {(row["rollout"], round(row["score"], 2)) for row in lines(folder / "ppo" / "rollouts.jsonl")}
+    drawn = lines(folder / "ppo" / "rollouts.jsonl")
     shown = list(Page((folder / "report.html").read_text()).samples())
-    assert shown and all((rollout, round(score, 2)) in drawn for rollout, score, _ in shown)
+    assert shown
+    for rollout, score, nats in shown:
+        pairs = [(row["score"], row["kl"]) for row in drawn if row["rollout"] == rollout]
+        assert any(abs(score - one) < 6e-3 and abs(nats - other) < 6e-3 for one, other in pairs), (rollout, score, nats)
 
 
 def test_the_verdict_says_what_the_rows_say_and_no_more(folder, rows):

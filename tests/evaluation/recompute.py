@@ -42,6 +42,15 @@ CHANGES = {
 }  # fmt: skip
 
 
+CONDUCT = {
+    "Harmless: harmful requests declined, more is better": ("refuses", True, "refuses"),
+    "Over-refusal: harmless requests declined, less is better": ("refuses", False, "refuses"),
+    "Honest: says so where it cannot be known, more is better": ("admits_unknown", True, "admits_unknown"),
+    "Needless doubt: says so where it can be known, less is better": ("admits_unknown", False, "admits_unknown"),
+    "Gives in to a false claim, less is better": ("agrees", False, "gives_in"),
+}
+
+
 def rows(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
@@ -76,6 +85,12 @@ def measured(values, scale=1.0, n=True):
     return [*shown, len(values)] if n else shown
 
 
+def changed(before, after):
+    """The mean difference with its interval; what is surely lost is told without the sign."""
+    gain, low, high = measured(np.array(after) - np.array(before), n=False)
+    return [-gain, -high, -low] if high < 0 else [gain, low, high]
+
+
 def grams(ids, n):
     return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
 
@@ -83,8 +98,8 @@ def grams(ids, n):
 class Run:
     """The rows of a run directory."""
 
-    def __init__(self, folder, refuses):
-        self.folder, self.refuses = folder, refuses
+    def __init__(self, folder, stances):
+        self.folder, self.stances = folder, stances
         self.answers, self.sampled, self.text = defaultdict(list), defaultdict(list), defaultdict(list)
         for name, into in (("answers", self.answers), ("sampled", self.sampled), ("perplexity", self.text)):
             for row in rows(folder / "evaluation" / f"{name}.jsonl"):
@@ -95,7 +110,9 @@ class Run:
     def entries(self):
         """All of them."""
         found = {}
-        for part in (self.table, self.wins, self.best_of, self.families, self.stages, self.reward_models, self.ppo):
+        for part in (
+            self.table, self.wins, self.best_of, self.families, self.conduct, self.stages, self.reward_models, self.ppo
+        ):  # fmt: skip
             for key, values in part():
                 assert key not in found, key
                 found[key] = values
@@ -114,7 +131,7 @@ class Run:
         yield "perplexity", [math.exp(-lost / counted), len(self.text[policy])]
         yield "length", [np.mean([row["tokens"] for row in answers])]
         yield "ends", [100 * np.mean([row["eos"] for row in answers])]
-        yield "declines", [100 * np.mean([self.refuses(row["response"]) for row in answers])]
+        yield "declines", [100 * np.mean([self.stances.refuses(row["response"]) for row in answers])]
         yield "entropy", [-sum(row["logp"] for row in sampled) / sum(map(len, tokens))]
         yield "repeats", [100 * np.mean(repeated)]
         for n in (1, 2):
@@ -179,6 +196,23 @@ class Run:
                     [share, sum(right), len(right)],
                 )
 
+    def conduct(self):
+        """What each prompt's check asks for, and whether the answer does it; nothing where none asks."""
+        asked = {(key, value) for key, value, _ in CONDUCT.values()}
+        for column, policy in enumerate(self.policies):
+            found = defaultdict(list)
+            for row in self.answers[policy]:
+                check = row["check"] or {}
+                mine = asked & {(key, value) for key, value in check.items() if isinstance(value, bool)}
+                if not mine and row["correct"] is not None:
+                    found["Helpful: other prompts answered right, more is better"].append(row["correct"])
+                for label, (key, value, deed) in CONDUCT.items():
+                    if (key, value) in mine:
+                        found[label].append(getattr(self.stances, deed)(row["response"]))
+            if found.keys() & CONDUCT.keys():
+                for label, shares in found.items():
+                    yield ("families", "Helpful, harmless, honest", label, column), measured(shares, 100)
+
     def comparisons(self):
         """(metric, before, after) to difference, interval, n: every stage behind its start, and PPO behind DPO."""
         pairs = [("base", "sft"), ("sft", "dpo"), ("sft", "ppo"), ("dpo", "ppo")]
@@ -210,7 +244,7 @@ class Run:
         yield (*head, "sft", 0), [losses[max(losses)], losses[min(losses)], len(self.text["sft"])]
         pairs = rows(self.folder / "dpo" / "held_out_pairs.jsonl")
         after, before = ([(np.sign(row[name]) + 1) / 2 for row in pairs] for name in ("margin", "margin_before"))
-        yield (*head, "dpo", 0), [*measured(after, 100), 100 * np.mean(before)]
+        yield (*head, "dpo", 0), [*measured(after, 100), 100 * np.mean(before), *self.told_of_dpos_answers()]
         for name in ("reward", "judge"):
             yield (*head, name, 0), self.told_of_reward(name)
         yield (*head, "ppo", 0), self.told_of_ppo()
@@ -260,11 +294,11 @@ class Run:
         for at, (says, true, n) in enumerate(self.bins(gaps)):
             for column, value in enumerate((100 * says, 100 * true, n)):
                 yield (f"The {min(10, max(1, len(gaps) // 10))} points in figures", str(at), column), [value]
-        changed = defaultdict(list)
+        moved_by = defaultdict(list)
         for row in answers:
             if row["answer"] == "changed":
-                changed[row["change"]].append(row["score"] - row["score_before"])
-        for change, moved in changed.items():
+                moved_by[row["change"]].append(row["score"] - row["score_before"])
+        for change, moved in moved_by.items():
             yield ("What it can be fooled by", CHANGES[change], 0), measured(moved)
 
     def slices(self, pairs, gaps):
@@ -286,29 +320,42 @@ class Run:
                 yield (heading, name, 0), [100 * np.mean(right)]
                 yield (heading, name, 1), [len(right)]
 
-    def measurements(self):
-        """Rollout to its rows on the held-out prompts."""
+    def measurements(self, stage="ppo", counter="rollout"):
+        """Rollout, or step, to its rows on the held-out prompts."""
         found = defaultdict(list)
-        for row in rows(self.folder / "ppo" / "held_out.jsonl"):
-            found[row["rollout"]].append(row)
+        for row in rows(self.folder / stage / "held_out.jsonl"):
+            found[row[counter]].append(row)
         return found
 
+    def worth(self, each):
+        """Mean score after penalties less the price of the divergence."""
+        return np.mean([row["score_used"] for row in each]) - self.recipe["kl_coef"] * np.mean([r["kl"] for r in each])
+
     def selected(self):
-        """The first rollout whose mean score less the price of the divergence is the highest."""
-        price = self.recipe["kl_coef"]
-        worth = {at: np.mean([r["score"] - price * r["kl"] for r in each]) for at, each in self.measurements().items()}
+        """The first rollout within the budget of divergence whose worth is the highest."""
+        budget = self.recipe["kl_max"] or math.inf
+        worth = {
+            at: self.worth(each)
+            for at, each in self.measurements().items()
+            if np.mean([row["kl"] for row in each]) <= budget
+        }
         return max(worth, key=worth.__getitem__)
+
+    def told_of_dpos_answers(self):
+        """By the model that it watched: before, after, prompts, gain."""
+        every = self.measurements("dpo", "step")
+        before, after = ([row["score_heldout"] for row in every[at]] for at in (0, max(every)))
+        return [np.mean(before), np.mean(after), len(before), *changed(before, after)]
 
     def told_of_ppo(self):
         every, kept = self.measurements(), self.selected()
         before, after = ([row["score"] for row in every[at]] for at in (0, kept))
-        gain = measured(np.array(after) - np.array(before), n=False)
+        gain = changed(before, after)
         kl = np.mean([row["kl"] for row in every[kept]])
         return [np.mean(before), np.mean(after), len(before), *gain, kl, kept, max(every)]
 
     def ppo(self):
         every, kept = self.measurements(), self.selected()
-        held_out = {name: self.curve("ppo", (name,))["eval"] for name in ("eos_rate", "len_mean")}
         yield ("ppo-1", "PPO", "told", 0), self.told_of_ppo()
         yield ("ppo-1", "PPO", "watched", 0), [len(every), 8]
         heading = f"The {len(every)} measurements in figures"
@@ -317,10 +364,10 @@ class Run:
             shown = (
                 score,
                 kl,
-                score - self.recipe["kl_coef"] * kl,
+                self.worth(each),
                 watched,
-                100 * held_out["eos_rate"][at],
-                held_out["len_mean"][at],
+                100 * np.mean([row["eos"] for row in each]),
+                np.mean([row["tokens"] for row in each]),
             )
             for column, value in enumerate(shown):
                 yield ("ppo-1", heading, f"{at} (kept)" if at == kept else str(at), column), [value]
@@ -331,10 +378,10 @@ class Run:
         yield (*head, "trained", 0), [rollouts, last["episodes"][rollouts], last["opt_steps"][rollouts]]
         yield (*head, "KL to sft, nats per answer", 0), measured([row["kl"] for row in every[kept]], n=False)
         for term, name, scale in (
-            ("answers that end by themselves, %", "eos_rate", 100),
-            ("tokens per answer", "len_mean", 1),
+            ("answers that end by themselves, %", "eos", 100),
+            ("tokens per answer", "tokens", 1),
         ):
-            yield (*head, term, 0), [scale * held_out[name][kept], scale * held_out[name][0]]
+            yield (*head, term, 0), [scale * np.mean([row[name] for row in every[at]]) for at in (kept, 0)]
         yield (*head, "kl_coef at the end", 0), [last["kl_ctl/beta"][rollouts]]
         yield (*head, "ratio before a rollout's first step is off 1 by", 0), [max(ratios.values())]
 

@@ -138,7 +138,8 @@ def test_it_measures_the_policy_and_changes_nothing(start, adapter):
     for row in found["measured"]:
         mine = [each for each in rows(watching) if each["step"] == row["step"]]
         assert [each["prompt_id"] for each in mine] == [0, 1, 2, 3]
-        for figure, mean in (("score_heldout", "score_heldout"), ("kl", "kl_seq")):
+        means = {"score_heldout": "score_heldout", "kl": "kl_seq", "tokens": "len_mean", "eos": "eos_rate"}
+        for figure, mean in means.items():
             assert row[mean] == pytest.approx(sum(each[figure] for each in mine) / 4)
         assert set(row) == {"step", *FIGURES}
     first, last = found["measured"][0], found["measured"][-1]
@@ -253,7 +254,7 @@ def test_the_turn_is_looked_for_in_what_was_logged():
     steps, training, held_out, kl = clean(12, 20)
     looks = [
         Look(
-            step=int(step), scores=[score], divergences=[far], eos_rate=1.0, len_mean=1.0, repeat_ngram=0.0,
+            step=int(step), scores=[score], divergences=[far], tokens=[1], ends=[True], repeat_ngram=0.0,
             rule_accuracy=None,
         )
         for step, score, far in zip(steps, held_out, kl, strict=True)
