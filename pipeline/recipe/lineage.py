@@ -95,9 +95,16 @@ def reward_sources(recipe: Recipe, stage_name: str) -> tuple[RewardSource, ...]:
 
 
 def heldout_reward(recipe: Recipe) -> str | None:
-    """Return the reward stage that is kept for judging: what evaluation names, else what a PPO stage watches."""
-    watched = (stage.watch for stage in recipe.stages.values() if isinstance(stage, PpoSettings))
-    return recipe.evaluation.heldout_reward or next(filter(None, watched), None)
+    """Return the reward stage that is kept for judging: what evaluation names, else what a PPO or DPO stage watches.
+
+    DPO may also watch what PPO is trained against: what a recipe writes as a reward, or all that there is to be one.
+    """
+    by_ppo = [stage for stage in recipe.stages.values() if isinstance(stage, PpoSettings)]
+    by_dpo = [stage.watch for stage in recipe.stages.values() if isinstance(stage, DpoSettings)]
+    rewards = {name for name, stage in recipe.stages.items() if stage.kind == "reward"}
+    trained_on = {stage.reward_model for stage in by_ppo} | {one.from_ for ppo in by_ppo for one in ppo.rewards or ()}
+    spare = [name for name in by_dpo if name not in trained_on and (not by_ppo or rewards - {name})]
+    return recipe.evaluation.heldout_reward or next(filter(None, [*(ppo.watch for ppo in by_ppo), *spare]), None)
 
 
 def reward_role(index: int) -> str:

@@ -194,7 +194,7 @@ class EvaluationSettings(Settings):
     heldout_reward: StageName | None = Field(
         None,
         description="Reward stage that no policy was trained against, whose score stands beside the reward model's "
-        "(default: what a PPO stage watches, if one does).",
+        "(default: what a PPO or DPO stage watches, if one does).",
     )
 
 

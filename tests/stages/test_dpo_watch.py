@@ -19,6 +19,7 @@ from pipeline.models.source import identify
 from pipeline.plan import make_nodes
 from pipeline.recipe import loads_recipe
 from pipeline.recipe.engines import check_engines
+from pipeline.recipe.lineage import heldout_reward, reward_sources
 from pipeline.recipe.schema import Recipe
 from pipeline.runtime import StopRequest, seed_everything
 from pipeline.stages import dpo, dpo_watch
@@ -333,3 +334,21 @@ def test_keys_of_stages_that_do_not_watch_stay(tmp_path):
     assert watching.parents == {"watched": "judge"} and watching.key != node().key
     assert watching.settings["prompts"]["from"] == "preference"
     assert node("stages.dpo.watch=judge", "stages.dpo.eval_every=3").key != watching.key
+
+
+@pytest.mark.parametrize(
+    ("stages", "kept"),
+    [
+        ("{judge: {kind: reward}, dpo: {watch: judge}}", "judge"),
+        ("{reward: {}, judge: {kind: reward, seed: 3}, dpo: {watch: judge}, ppo: {}}", "judge"),
+        ("{reward: {}, dpo: {watch: reward}, ppo: {}}", None),
+        ("{reward: {}, judge: {kind: reward, seed: 3}, dpo: {watch: judge}, ppo: {reward_model: judge}}", None),
+        ("{reward: {}, judge: {kind: reward, seed: 3}, dpo: {watch: reward}, ppo: {watch: judge}}", "judge"),
+    ],
+)
+def test_what_dpo_watches_judges_unless_ppo_is_trained_against_it(stages, kept):
+    recipe = loads_recipe(RECIPE, overrides=[f"stages={stages}"]).recipe
+    assert heldout_reward(recipe) == kept
+    if "ppo" in recipe.stages:
+        (source,) = reward_sources(recipe, "ppo")
+        assert source.from_ == ("judge" if "reward_model: judge" in stages else "reward")
