@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.artefact import Artefact
 from pipeline.console import Console
 from pipeline.recipe.schema import WandbSettings
+from pipeline.redaction import redacted_in
 from pipeline.wandb_artefacts import log_lineage, stage_lineage, summary_of
 from pipeline.wandb_runs import by_step, has_key, mode, open_run, run_options, tables, within
 
@@ -37,7 +38,7 @@ class WandbMirror:
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Connect, unless W&B is switched off, not logged in, or unreachable: then say so and go on without."""
-        self._options["config"] = dict(config)
+        self._options["config"] = redacted_in(dict(config))
         if mode() == "disabled":
             return
         if not self._offline and not has_key():

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.errors import SourceUnreachableError
 from pipeline.recipe.schema import WandbSettings
+from pipeline.redaction import redacted_in
 from pipeline.wandb_artefacts import Lineage, log_lineage
 from pipeline.wandb_runs import by_step, has_key, mode, open_run, run_options, tables
 
@@ -53,7 +54,7 @@ def push(settings: WandbSettings, run_dir: Path, run_name: str, stage: StageToPu
         SourceUnreachableError: W&B is switched off, not logged in, or fails.
     """
     require_wandb()
-    options = {**run_options(settings, run_dir, run_name, stage.name, stage.key), "config": dict(config)}
+    options = {**run_options(settings, run_dir, run_name, stage.name, stage.key), "config": redacted_in(dict(config))}
     try:
         return _push(options, stage, offline=mode() == "offline")
     except Exception as error:

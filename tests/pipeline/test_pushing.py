@@ -113,3 +113,12 @@ def test_the_real_library_offline_holds_each_step_once(run):
     assert found == {
         "sft": ("mine", "p", [1, 2, 3, 4, 5]), "ppo": ("mine", "p", [1, 2, 3, 4, 5]), "evaluation": ("mine", "p", []),
     }  # fmt: skip
+
+
+def test_no_secret_of_the_environment_is_in_the_config(run, wandb, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "Canary-2-token")
+    with (run / "recipe.yaml").open("a") as stream:
+        stream.write("note: from https://x/?token=Canary-2-token\n")
+    push(run)
+    config = wandb.by_stage()["sft"]["options"]["config"]
+    assert "note" in config and "Canary" not in json.dumps(config)
