@@ -1,28 +1,38 @@
-"""The command line: `trivet run`, `plan`, `submit`, `status`, `data`, `compare` ... Light until there is work to do."""
+"""The command line: `trivet run`, `plan`, `sweep`, `submit`, `compare` ... Light until there is work to do."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import signal
 import sys
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
-from pipeline import comparing, data_commands, data_inspection, data_pipeline, evaluating, faults, pushing, status
+from pipeline import (
+    comparing,
+    data_commands,
+    data_inspection,
+    data_pipeline,
+    evaluating,
+    faults,
+    pushing,
+    status,
+    sweeping,
+)
 from pipeline.console import Console, terminal_console
-from pipeline.durable import full_disk, write_text_atomically
-from pipeline.errors import BusyError, DiskError, PreemptedError, RecipeError, TrivetError
-from pipeline.redaction import guard_streams, redacted
-from pipeline.run_dir import is_run_dir
+from pipeline.errors import RecipeError
+from pipeline.redaction import guard_streams
 from pipeline.slurm import options as slurm_options
-
-if TYPE_CHECKING:
-    from pipeline.runtime import Ranks
-    from pipeline.supervisor import Supervisor
+from pipeline.starting import (
+    ending_of,
+    forget_exit_file,
+    listen,
+    planned,
+    record_exit,
+    record_run,
+    supervisor_of,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -37,15 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # `trivet schema | head`: whoever read has seen enough, and the interpreter must not try to flush once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except TrivetError as error:
-        code = _fail(options, error.exit_code, str(error))
-    except KeyboardInterrupt:
-        code = _fail(options, 1, "interrupted")
-    except Exception as error:
-        if full := full_disk(error, Path(getattr(error, "filename", None) or getattr(options, "run_dir", None) or ".")):
-            sys.exit(_fail(options, full.exit_code, str(full)))
-        traceback.print_exc()
-        code = _fail(options, 1, f"unexpected {type(error).__name__}: {error}")
+    except (Exception, KeyboardInterrupt) as error:
+        code = _fail(options, *ending_of(error, getattr(options, "run_dir", None)))
     sys.exit(code)
 
 
@@ -73,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe_arguments(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.set_defaults(action=_plan)
+    sweep = commands.add_parser("sweep", help="a run for each value of recipe keys, one after the other, and compared")
+    _add_recipe_arguments(sweep)
+    sweeping.register(sweep)
     submit = commands.add_parser("submit", help="run a recipe as Slurm jobs, one per stage, each after the other")
     _add_recipe_arguments(submit)
     slurm_options.register(submit)
@@ -119,52 +125,28 @@ def _run(options: argparse.Namespace) -> int:
     warning = faults.arm()
     if warning and ranks.is_first:
         print(warning, file=sys.stderr)
-    _listen(ranks)
+    listen(ranks)
     if ranks.is_first:
-        _forget_exit_file()
-    _supervisor(options, ranks, terminal_console() if ranks.is_first else Console(None)).run()
+        forget_exit_file()
+    supervisor_of(options, ranks, terminal_console() if ranks.is_first else Console(None)).run()
     if ranks.is_first:
         _record(options, 0, "")
     return 0
 
 
-def _listen(ranks: Ranks) -> None:
-    """Between stages a request to stop ends the run at once: what is written here is written whole or not at all.
-
-    The first rank ends it; the others remember, and wait for its word.
-    """
-    from pipeline.processes import note_request
-
-    def stop(number: int, frame: Any) -> None:
-        for other in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(other, signal.SIG_IGN)
-        raise PreemptedError("asked to stop; run the same command again to go on")
-
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, stop if ranks.is_first else note_request)
-
-
-def _forget_exit_file() -> None:
-    """Remove an earlier run's outcome: a job script must not take it for this one's if this one is killed."""
-    path = Path(os.environ.get("TRIVET_EXIT_FILE") or os.devnull)
-    if path.is_file() and not path.is_symlink():
-        path.unlink()
-
-
 def _plan(options: argparse.Namespace) -> int:
     from pipeline.runtime import Ranks
 
-    decisions = _supervisor(options, Ranks.from_environment(), Console(None)).plan()
-    rows = [
-        {"stage": d.node.name, "kind": d.node.kind, "action": d.action, "reason": d.reason, "key": d.node.key[:16]}
-        for d in decisions
-    ]
+    decisions = supervisor_of(options, Ranks.from_environment(), Console(None)).plan()
     if getattr(options, "json", False):
+        rows = [
+            {"stage": d.node.name, "kind": d.node.kind, "action": d.action, "reason": d.reason, "key": d.node.key[:16]}
+            for d in decisions
+        ]
         print(json.dumps(rows, indent=2))
         return 0
-    for row in rows:
-        does = {"run": "will run", "skip": "is done ", "leave": "stays   "}[row["action"]]
-        print(f"{row['stage']:<14} {does}  {row['reason']}  ({row['key']})")
+    for decision in decisions:
+        print(planned(decision))
     return 0
 
 
@@ -173,28 +155,6 @@ def _schema(options: argparse.Namespace) -> int:
 
     print(json.dumps(recipe_json_schema(), indent=2))
     return 0
-
-
-def _supervisor(options: argparse.Namespace, ranks: Ranks, console: Console) -> Supervisor:
-    from pipeline import reward_function
-    from pipeline.recipe import check_batches, check_engines, check_reward_function, load_recipe
-    from pipeline.supervisor import RunOptions, Supervisor
-
-    loaded = load_recipe(Path(options.recipe), options.overrides, output_dir=options.output_dir)
-    check_batches(loaded.recipe, ranks.world_size, loaded.places)
-    check_engines(loaded.recipe, os.environ, loaded.places)
-    check_reward_function(loaded.recipe, options.reward, loaded.places)
-    options.run_dir = loaded.output_dir
-    chosen = RunOptions(
-        only=getattr(options, "only", None),
-        until=getattr(options, "until", None),
-        force=tuple(getattr(options, "force", ())),
-        store=options.store,
-        reuse=not getattr(options, "no_reuse", False),
-        in_process=getattr(options, "in_process", False),
-        reward_function=reward_function.find(options.reward) if options.reward else None,
-    )
-    return Supervisor(loaded, chosen, ranks, console)
 
 
 def _fail(options: argparse.Namespace, code: int, sentence: str) -> int:
@@ -206,16 +166,5 @@ def _fail(options: argparse.Namespace, code: int, sentence: str) -> int:
 
 
 def _record(options: argparse.Namespace, code: int, sentence: str) -> None:
-    """Leave the outcome where a job script can read it: launchers turn every code into 1."""
-    outcome = json.dumps({"code": code, "sentence": redacted(sentence)}) + "\n"
-    folder = getattr(options, "run_dir", None)
-    try:
-        if place := os.environ.get("TRIVET_EXIT_FILE"):
-            Path(place).write_text(outcome)
-    except OSError as error:
-        print(f"(could not write {place}: {error})", file=sys.stderr)
-    if folder is not None and is_run_dir(folder) and code != BusyError.exit_code:
-        try:
-            write_text_atomically(folder / "exit.json", outcome)
-        except (OSError, DiskError) as error:
-            print(f"(could not write {folder / 'exit.json'}: {error})", file=sys.stderr)
+    record_exit(code, sentence)
+    record_run(getattr(options, "run_dir", None), code, sentence)

@@ -62,6 +62,11 @@ class Supervisor:
         self._folder = loaded.output_dir.absolute()
         self._peers: Peers
 
+    @property
+    def loaded(self) -> LoadedRecipe:
+        """The recipe that this runs."""
+        return self._loaded
+
     def run(self) -> None:
         """Bring every node to its sealed artefact, or raise what stopped it."""
         self._require_stage_names()

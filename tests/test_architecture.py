@@ -44,7 +44,7 @@ LAYERS: dict[str, int] = {
     "pipeline.data_commands": 5, "pipeline.data_inspection": 5, "pipeline.data_pipeline": 5, "pipeline.preflight": 5,
     "pipeline.slurm.*": 5, "pipeline.status": 5, "pipeline.comparing": 5, "pipeline.pushing": 5,
     "pipeline.evaluating": 5,
-    "pipeline.finished_runs": 5,
+    "pipeline.finished_runs": 5, "pipeline.sweeping": 5, "pipeline.combinations": 5, "pipeline.starting": 5,
 }  # fmt: skip
 SHARED_BY_STAGES = {
     f"pipeline.stages.{name}"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from evaluation.comparison.equal_kl import Frontier, PathRow
+from evaluation.comparison.equal_kl import Frontier
+from evaluation.comparison.paths import PathRow, Place
 from evaluation.comparison.words import value_label
 from evaluation.report.charts import Band, Mark, Series, line_chart
 from evaluation.report.curves import Legend
@@ -32,6 +33,8 @@ class FrontierChart:
     """Policies so far away that drawing them would squeeze all others."""
 
 
+_CLOSE = 0.06
+"""Of two rings that are nearer than this share of the chart, the second has no words: they would cover the first's."""
 _FAR = 1.5
 """A policy that no path leads to is drawn up to this many times as far out as the furthest that one does."""
 
@@ -86,25 +89,39 @@ def _chart(found: Frontier, colours: dict[str, str]) -> FrontierChart:
 
 def _path(path: PathRow, colours: dict[str, str], metric: str, scale: float) -> Series:
     hints = [
-        f"{place.name} ({path.run}): {figures(measure_named(metric), place.value)[0]} at {plain(place.kl)} nats"
+        f"{place.name} ({_whose(path)}): {figures(measure_named(metric), place.value)[0]} at {plain(place.kl)} nats"
         for place in path.places
     ]
     points = tuple((_root(place.kl), scale * place.value) for place in path.places)
     return Series(label=path.name, style=colours[path.name], points=points, hints=tuple(hints))
 
 
+def _whose(path: PathRow) -> str:
+    return path.run if len(path.runs) == 1 else f"{len(path.runs)} runs"
+
+
 def _marks(found: Frontier, scale: float) -> Iterable[Mark]:
-    """A ring around every policy, with its name where it is the only one: beside others it would cover them."""
+    """A ring around every policy, with its value in a sweep or its name where it is the only one."""
+    # Names beside others would cover them; values are short, and without them a path through several says little.
     named = sum(len(path.policies) for path in found.paths) == 1
-    for path in found.paths:
-        for place in path.places[1:]:
-            label = path.name if len(path.policies) == 1 else place.name
-            yield Mark(_root(place.kl), scale * place.value, label if named else "")
+    places = [place for path in found.paths for place in path.places]
+    far = max((_root(place.kl) for place in places), default=0.0)
+    tall = max((place.value for place in places), default=0.0) - min((place.value for place in places), default=0.0)
+    told: list[Place] = []
+    for path, place in [(one, place) for one in found.paths for place in one.places[1:]]:
+        label = place.label or ((path.name if len(path.policies) == 1 else place.name) if named else "")
+        covers = any(
+            abs(_root(place.kl) - _root(other.kl)) < _CLOSE * far and abs(place.value - other.value) < _CLOSE * tall
+            for other in told
+        )
+        if label and not covers:
+            told.append(place)
+        yield Mark(_root(place.kl), scale * place.value, "" if covers else label)
 
 
 def _colour(found: Frontier, run: str, colours: dict[str, str]) -> str:
     """That of the run's PPO path where it has one."""
-    same = next((path.name for path in found.paths if path.run == run and "ppo" in path.name), run)
+    same = next((path.name for path in found.paths if run in path.runs and "ppo" in path.name), run)
     return colours[same]
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import Any
 
+from evaluation.comparison.by_value import ValueTable
 from evaluation.comparison.equal_kl import Frontier, Pair
 from evaluation.comparison.rows import table
+from evaluation.comparison.sweeps import Sweep
 from evaluation.comparison.view import Comparison
 
 
@@ -35,6 +38,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
             for one in found.spreads
         ],
         "noise": dict(found.noise),
+        "sweeps": [_sweep(one, found) for one in found.sweeps],
         "verdicts": [sentence.text for sentence in found.verdicts],
         "votes": [
             {"a": pair.a, "b": pair.b, "votes": pair.votes, "voters": pair.voters, **pair.figures}
@@ -50,19 +54,71 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 
 def as_csv(found: Comparison) -> str:
-    """One line per policy: its runs, its kind, and every measure with the ends of its interval and its n."""
+    """One line per policy: its runs, its kind, and every measure with the ends of its interval and its n.
+
+    Where runs are a sweep there is a column for each of its keys, empty for what several values share.
+    """
     measures = [measure.name for measure, _ in table(found.rows)]
-    heads = ["policy", "kind", "runs", *(f"{name}{end}" for name in measures for end in ("", "_low", "_high", "_n"))]
+    keys = list(dict.fromkeys(key for sweep in found.sweeps for key in sweep.keys))
+    figures_of = (f"{name}{end}" for name in measures for end in ("", "_low", "_high", "_n"))
+    heads = ["policy", "kind", "runs", *keys, *figures_of]
     out = io.StringIO()
     writer = csv.DictWriter(out, heads, lineterminator="\n")
     writer.writeheader()
     for at, row in enumerate(found.rows):
         line: dict[str, Any] = {"policy": row.policy, "kind": row.kind, "runs": " ".join(row.runs)}
+        line |= _values(found, row.runs)
         for name, figures in _policy(found, at)["figures"].items():
             low, high = figures["ci95"] or (None, None)
             line |= {name: figures["value"], f"{name}_low": low, f"{name}_high": high, f"{name}_n": figures["n"]}
         writer.writerow(line)
     return out.getvalue()
+
+
+def _values(found: Comparison, runs: Sequence[str]) -> dict[str, Any]:
+    """The values of the swept keys that all these runs have, by key."""
+    for sweep in found.sweeps:
+        for point in sweep.points:
+            if set(runs) <= set(point.runs):
+                return dict(zip(sweep.keys, point.values, strict=True))
+    return {}
+
+
+def _sweep(sweep: Sweep, found: Comparison) -> dict[str, Any]:
+    return {
+        "keys": list(sweep.keys),
+        "points": [
+            {"values": dict(zip(sweep.keys, point.values, strict=True)), "runs": list(point.runs)}
+            for point in sweep.points
+        ],
+        "policies": [_by_value(table) for table in found.by_value if table.sweep == sweep],
+    }
+
+
+def _by_value(table: ValueTable) -> dict[str, Any]:
+    """A policy value by value; `range` is over seeds, `ci95` over prompts."""
+    chosen = table.chosen
+    return {
+        "policy": table.policy,
+        "rows": [
+            {
+                "values": dict(zip(table.sweep.keys, row.values, strict=True)), "runs": list(row.runs),
+                "seeds": row.seeds,
+                "figures": {
+                    measure.name: {
+                        "value": cell.value, "n": cell.n,
+                        "range" if row.seeds > 1 else "ci95": list(cell.bounds or ()) or None,
+                    }
+                    for measure, cell in zip(table.measures, row.cells, strict=True)
+                },
+            }
+            for row in table.rows
+        ],
+        "highest": chosen and {
+            "metric": chosen.measure.name, "values": list(chosen.best), "value": chosen.value, "tried": chosen.tried,
+            "not_told_from_it": list(chosen.level_with), "n": chosen.n,
+        },
+    }  # fmt: skip
 
 
 def _policy(found: Comparison, at: int) -> dict[str, Any]:
@@ -85,7 +141,7 @@ def _frontier(one: Frontier) -> dict[str, Any]:
         "score_by": one.group or None,
         "paths": [
             {
-                "name": path.name, "run": path.run, "reference": path.reference,
+                "name": path.name, "run": path.run, "runs": list(path.runs), "reference": path.reference,
                 "policies": [{"name": p.name, "kl": p.kl, "value": p.value} for p in path.places],
                 "band": [{"sqrt_kl": x, "low": low, "high": high} for x, low, high in path.band],
             }

@@ -6,6 +6,7 @@ from evaluation.comparison.costs import total
 from evaluation.comparison.drawing import frontier_charts
 from evaluation.comparison.rows import table
 from evaluation.comparison.view import Comparison
+from evaluation.comparison.words import nothing_compared
 from evaluation.report.page import render_template
 
 
@@ -16,6 +17,7 @@ def comparison_page(found: Comparison) -> str:
         found=found,
         charts=frontier_charts(found.frontiers),
         figures_of=table(found.rows),
+        nothing_compared=nothing_compared(found.sweeps),
         total=total(found.runs),
         memory=any(peak is not None for cost in found.costs for peak in cost.peak_gib),
     )

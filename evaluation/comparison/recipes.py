@@ -31,8 +31,8 @@ def differences(runs: Sequence[ComparedRun]) -> list[Difference]:
     for key in keys:
         values = [recipe.get(key, missing) for recipe in recipes]
         if key not in _NAMES and any(value != values[0] for value in values[1:]):
-            written = tuple("–" if value is missing else _written(value) for value in values)
-            found.append(Difference(key=key, values=written))
+            shown = tuple("–" if value is missing else written(value) for value in values)
+            found.append(Difference(key=key, values=shown))
     return _folded(found)
 
 
@@ -69,7 +69,8 @@ def _wholly_absent(block: str, found: Sequence[Difference], gone: tuple[bool, ..
     return len(inside) > 1 and all(tuple(value == "–" for value in one.values) == gone for one in inside)
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """A value as a recipe has it."""
     if isinstance(value, str):
         return value
     if isinstance(value, float):

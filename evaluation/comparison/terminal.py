@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from evaluation.comparison.by_value import ValueTable
 from evaluation.comparison.costs import total
 from evaluation.comparison.rows import table
 from evaluation.comparison.seeds import Spread
 from evaluation.comparison.view import Comparison
+from evaluation.comparison.words import nothing_compared
 from evaluation.report.measures import duration, figures, plain
 from evaluation.report.terminal import STYLES, figure, say, tables
 
@@ -30,10 +32,13 @@ def print_comparison(found: Comparison, console: Console | None = None) -> None:
     ]
     if columns:
         _print(console, "Policies", ["policy", *(row.name for row in found.rows)], columns)
-    for policy in dict.fromkeys(one.policy for one in found.spreads):
-        own = [one for one in found.spreads if one.policy == policy]
+    for table_of in found.by_value:
+        _print_values(console, table_of)
+    for policy, members in dict.fromkeys((one.policy, one.runs) for one in found.spreads):
+        own = [one for one in found.spreads if (one.policy, one.runs) == (policy, members)]
         names = ["between seeds", "mean", "deviation", "lowest", "highest"]
-        _print(console, f"{policy}, by seed alone", names, [_spread(one) for one in own])
+        whose = f" ({', '.join(members)})" if len(found.seeds) > 1 else ""
+        _print(console, f"{policy}, by seed alone{whose}", names, [_spread(one) for one in own])
     stages = ["stage", *(cost.stage for cost in found.costs), "all"]
     if found.costs:
         times = [
@@ -54,9 +59,24 @@ def print_comparison(found: Comparison, console: Console | None = None) -> None:
         say(console, sentence.text, STYLES.get(sentence.tone, ""))
     if not found.verdicts:
         console.print()
-        say(console, "No two methods could be compared at equal KL, so nothing is shown about which of them is better.")
+        say(console, nothing_compared(found.sweeps))
     for note in found.notes:
         say(console, f"- {note}", "dim")
+
+
+def _print_values(console: Console, table: ValueTable) -> None:
+    """A line for each value of the keys, the keys' values before the figures."""
+    rows = [table.reference, *table.rows] if table.reference else [*table.rows]
+    names = [", ".join(row.values) or f"{table.reference_name}, where all start" for row in rows]
+    columns = [
+        [_head(measure.short, measure.unit), *(figure(measure, row.cells[at]) for row in rows)]
+        for at, measure in enumerate(table.measures)
+    ]
+    if table.seeded:
+        columns.insert(0, ["seeds", *(str(row.seeds) for row in rows)])
+    keys = ", ".join(table.sweep.short_keys)
+    over = "; of several seeds the mean, ± half their range" if table.seeded else ""
+    _print(console, f"{table.policy} over {keys}{over}", [keys, *names], columns)
 
 
 def _spread(one: Spread) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.comparison.by_value import ValueTable, sweep_notes, value_tables
 from evaluation.comparison.costs import Cost, costs
 from evaluation.comparison.equal_kl import Frontier, frontiers
 from evaluation.comparison.evaluation_set import EvaluationSet, require_one_set
@@ -14,6 +15,7 @@ from evaluation.comparison.recipes import Difference, differences
 from evaluation.comparison.rows import PolicyRow, policy_rows
 from evaluation.comparison.seeds import SeedGroup, Spread, floors, seed_groups, spreads
 from evaluation.comparison.side_by_side import Sample, samples
+from evaluation.comparison.sweeps import Sweep, find_sweeps
 from evaluation.comparison.voting import vote_sentence, voted_on
 from evaluation.comparison.words import notes, second_opinions, seed_notes, verdicts
 from evaluation.judging.votes import VotedPair
@@ -36,6 +38,10 @@ class Comparison:
     """What the policies of such runs differ by."""
     noise: Mapping[str, float]
     """By measure: what another seed alone changes."""
+    sweeps: tuple[Sweep, ...]
+    """Runs that differ in some keys alone."""
+    by_value: tuple[ValueTable, ...]
+    """The policies that those keys reach, value by value."""
     verdicts: tuple[Sentence, ...]
     notes: tuple[str, ...]
     """What a reader must know to read the rest rightly."""
@@ -54,12 +60,14 @@ def compare_runs(directories: Sequence[Path], votes: Path | None = None) -> Comp
     """
     runs = load_runs(directories)
     measured_on = require_one_set(runs)
-    found = frontiers(runs)
+    sweeps = find_sweeps(runs)
+    found = frontiers(runs, sweeps)
     rows = policy_rows(runs)
     voted, unknown = voted_on(runs, rows, votes)
     groups = seed_groups(runs)
     by_seed = spreads(runs, groups)
     noise = floors(by_seed)
+    by_value = value_tables(runs, sweeps, noise)
     return Comparison(
         runs=tuple(runs),
         states=tuple(state(compared.run) for compared in runs),
@@ -69,8 +77,11 @@ def compare_runs(directories: Sequence[Path], votes: Path | None = None) -> Comp
         seeds=tuple(groups),
         spreads=tuple(by_seed),
         noise=noise,
+        sweeps=tuple(sweeps),
+        by_value=tuple(by_value),
         verdicts=(*verdicts(found, groups, noise), *map(vote_sentence, voted)),
         notes=(
+            *sweep_notes(sweeps, by_value),
             *seed_notes(groups, noise),
             *second_opinions(found, groups, noise),
             *notes(runs, rows, found),

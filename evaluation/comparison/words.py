@@ -8,6 +8,7 @@ from evaluation.comparison.equal_kl import Frontier, Pair
 from evaluation.comparison.load import ComparedRun
 from evaluation.comparison.rows import PolicyRow
 from evaluation.comparison.seeds import SeedGroup, same_recipe
+from evaluation.comparison.sweeps import Sweep
 from evaluation.report.measures import Measure, alike, measure_named, plain
 from evaluation.report.words import Sentence
 
@@ -37,7 +38,8 @@ def verdicts(
 
 def _by_seed_alone(pair: Pair, groups: Sequence[SeedGroup]) -> bool:
     """Whether both are one method of one recipe: methods of two stages differ by more than their seed."""
-    return same_recipe(groups, pair.run_a, pair.run_b) and pair.a.split(" (")[0] == pair.b.split(" (")[0]
+    alike = any(same_recipe(groups, a, b) for a in pair.runs_a for b in pair.runs_b if a != b)
+    return alike and pair.a.split(" (")[0] == pair.b.split(" (")[0]
 
 
 def verdict(pair: Pair, noise: float | None = None) -> Sentence:
@@ -129,8 +131,11 @@ def notes(runs: Sequence[ComparedRun], rows: Sequence[PolicyRow], found: Sequenc
             "far from where each started."
         )
     paths = [path for one in found for path in one.paths]
-    without = sorted({path.run for path in paths if not path.spots})
-    for label in without:
+    bare = {compared.label for compared in runs if not compared.sampled}
+    without = {
+        label for path in paths if not path.spots for label in ([run for run in path.runs if run in bare] or path.runs)
+    }
+    for label in sorted(without):
         folder = next(compared.run.directory for compared in runs if compared.label == label)
         yield (
             f"{label} was evaluated without values per prompt, by an older version, so it is shown but not compared at "
@@ -151,6 +156,16 @@ def notes(runs: Sequence[ComparedRun], rows: Sequence[PolicyRow], found: Sequenc
     for compared in runs:
         if not compared.evaluated:
             yield f"{compared.label} has not been evaluated yet; what it has logged so far is shown."
+
+
+def nothing_compared(sweeps: Sequence[Sweep]) -> str:
+    """What is said where there is no verdict."""
+    if sweeps:
+        return (
+            "No two methods could be compared at equal KL: all values of one method are one path, so nothing is shown "
+            "about which method is better."
+        )
+    return "No two methods could be compared at equal KL, so nothing is shown about which of them is better."
 
 
 def value_label(measure: Measure) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import reward_function
+from pipeline.combinations import changes_of, run_dir_of, stem_of
 from pipeline.console import Console
 from pipeline.durable import write_json_atomically, write_text_atomically
 from pipeline.errors import BusyError, DiskError, TrivetError
@@ -22,7 +23,6 @@ from pipeline.run_dir import require_run_dir
 from pipeline.runtime import ROOT, Ranks
 from pipeline.slurm import scheduler
 from pipeline.slurm.jobs import Manner, Run, Step, array, chain, one_job
-from pipeline.slurm.product import changes_of
 from pipeline.slurm.record import FOLDER, job_states, read_jobs
 from pipeline.slurm.script import render
 from pipeline.slurm.site_file import Site, load_site
@@ -61,11 +61,10 @@ def _prepare(options: argparse.Namespace, site: Site) -> Submission:
         runs = [_run(options, site, (), None)]
         steps = (one_job if options.one_job else chain)(runs[0], _manner(options, site))
     else:
-        changes = changes_of(options.array_over)
-        whole = load_recipe(Path(options.recipe), [*options.overrides, *changes[0]], output_dir=options.output_dir)
-        stem = whole.output_dir.absolute()
-        runs = [_run(options, site, each, f"{stem}-{index}") for index, each in enumerate(changes)]
-        steps = array(runs, stem, whole.recipe.name, _manner(options, site))
+        changes = changes_of(options.array_over, "--array-over")
+        stem = stem_of(options.recipe, options.overrides, changes, options.output_dir).absolute()
+        runs = [_run(options, site, each, run_dir_of(stem, index)) for index, each in enumerate(changes)]
+        steps = array(runs, stem, runs[0].loaded.recipe.name, _manner(options, site))
     scripts = [render(step.job, site) for step in steps]
     return Submission(runs=runs, steps=steps, scripts=scripts, is_array=bool(options.array_over))
 

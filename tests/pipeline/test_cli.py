@@ -291,6 +291,9 @@ FLAGS = {
         "--cpus-per-task", "--mem", "--time", "--partition", "--account", "--qos", "--site", "--one-job",
         "--array-over", "--dry-run", "--json",
     },
+    "sweep": {
+        "-h", "--help", "recipe", "--set", "--reward", "--output-dir", "--store", "--over", "--plan", "--html", "--csv",
+    },
     "status": {"-h", "--help", "run", "--json"},
     "push": {
         "-h", "--help", "runs", "--to", "--project", "--entity", "--workspace", "--output-dir", "--json",
