@@ -1,4 +1,4 @@
-"""A frontier as a chart: value against sqrt(KL), a line and its band for each path, dots for what PPO passed."""
+"""A frontier as a chart: value against sqrt(KL), a line and its band for each path, dots for what policies passed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evaluation.comparison.equal_kl import Frontier
+from evaluation.comparison.passed import Passed
 from evaluation.comparison.paths import PathRow, Place
-from evaluation.comparison.words import value_label
 from evaluation.report.charts import Band, Mark, Series, line_chart
 from evaluation.report.curves import Legend
 from evaluation.report.measures import figures, measure_named, plain
@@ -42,7 +42,7 @@ _FAR = 1.5
 def frontier_charts(found: Sequence[Frontier]) -> list[FrontierChart]:
     """One chart per frontier that has anything to show; a path has the same colour in all."""
     paths = [path.name for one in found for path in one.paths]
-    order = dict.fromkeys([*paths, *(one.run for frontier in found for one in frontier.passed)])
+    order = dict.fromkeys([*paths, *(one.name for frontier in found for one in frontier.passed)])
     colours = {name: f"path-{at % STYLES + 1}" for at, name in enumerate(order)}
     return [_chart(one, colours) for one in found if one.paths or one.passed]
 
@@ -53,9 +53,9 @@ def _chart(found: Frontier, colours: dict[str, str]) -> FrontierChart:
     lines = [_path(path, colours, found.metric, scale) for path in found.paths]
     way = [
         Series(
-            label=one.name, style=f"{_colour(found, one.run, colours)} way",
+            label=one.name, style=f"{_colour(found, one, colours)} way",
             points=tuple((_root(kl), value) for _, kl, value in one.points),
-            hints=tuple(f"{one.name}, rollout {at:g}: {plain(v)} at {plain(kl)} nats" for at, kl, v in one.points),
+            hints=tuple(f"{one.name}, {one.counter} {x:g}: {plain(v)} at {plain(kl)} nats" for x, kl, v in one.points),
         )
         for one in found.passed
     ]  # fmt: skip
@@ -72,9 +72,15 @@ def _chart(found: Frontier, colours: dict[str, str]) -> FrontierChart:
     )  # fmt: skip
     lines += [beside] if near else []
     svg = line_chart(
-        f"{measure.label} against the square root of the KL", [*lines, *way], x_label="square root of the KL, in nats",
-        y_label=value_label(measure), steps=False, x_range=(0.0,), marks=list(_marks(found, scale)), bands=bands,
-    )  # fmt: skip
+        f"{measure.label} against the square root of the KL",
+        [*lines, *way],
+        x_label="square root of the KL, in nats",
+        y_label=", ".join(filter(None, [measure.short, measure.unit])),
+        steps=False,
+        x_range=(0.0,),
+        marks=list(_marks(found, scale)),
+        bands=bands,
+    )
     return FrontierChart(
         title=f"{_TITLES.get(found.metric, measure.label)} of {found.group}" if found.group else measure.label,
         svg=svg,
@@ -119,10 +125,10 @@ def _marks(found: Frontier, scale: float) -> Iterable[Mark]:
         yield Mark(_root(place.kl), scale * place.value, "" if covers else label)
 
 
-def _colour(found: Frontier, run: str, colours: dict[str, str]) -> str:
-    """That of the run's PPO path where it has one."""
-    same = next((path.name for path in found.paths if run in path.runs and "ppo" in path.name), run)
-    return colours[same]
+def _colour(found: Frontier, passed: Passed, colours: dict[str, str]) -> str:
+    """That of the run's path of the same kind where it has one."""
+    mine = (path.name for path in found.paths if passed.run in path.runs and passed.kind in path.name)
+    return colours[next(mine, passed.name)]
 
 
 def _root(kl: float) -> float:

@@ -149,7 +149,7 @@ def _frontier(one: Frontier) -> dict[str, Any]:
         ],
         "other_policies": [{"name": p.name, "kl": p.kl, "value": p.value} for p in one.others],
         "while_training": [
-            {"name": p.name, "points": [{"rollout": r, "kl": kl, "score": value} for r, kl, value in p.points]}
+            {"name": p.name, "points": [{p.counter: at, "kl": kl, "score": value} for at, kl, value in p.points]}
             for p in one.passed
         ],
         "at_equal_kl": [_pair(pair) for pair in one.pairs],

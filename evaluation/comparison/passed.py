@@ -17,9 +17,13 @@ class Passed:
 
     name: str
     run: str
+    kind: str
+    """Of the stage: `ppo` or `dpo`."""
+    counter: str
+    """What its measurements are counted by, `rollout` or `step`."""
     group: str
     points: tuple[tuple[float, float, float], ...]
-    """Rollout or step, KL in nats, score by the reward model of the group."""
+    """Where the counter stood, KL in nats, score by the reward model of the group."""
 
 
 def passed_by(compared: ComparedRun, metric: str) -> Iterable[Passed]:
@@ -31,7 +35,10 @@ def passed_by(compared: ComparedRun, metric: str) -> Iterable[Passed]:
         points = tuple(_eval_points(stage, figure)) if figure else ()
         if points:
             name = f"{stage.name} while training ({compared.label})"
-            yield Passed(name=name, run=compared.label, group=group, points=points)
+            counter = "rollout" if stage.kind == "ppo" else "step"
+            yield Passed(
+                name=name, run=compared.label, kind=stage.kind, counter=counter, group=group, points=points
+            )  # fmt: skip
 
 
 def _scored(compared: ComparedRun, stage: Stage, metric: str) -> tuple[str, str]:

@@ -51,7 +51,8 @@ def print_comparison(found: Comparison, console: Console | None = None) -> None:
         console.print()
     for metric, one in passed:
         way = ", ".join(f"{plain(value)} at {plain(kl)}" for _, kl, value in one.points)
-        by = "held-out score" if metric == "score" else "score by the model that is watched"
+        watched = metric != "score" or one.kind == "dpo"
+        by = "score by the model that is watched" if watched else "held-out score"
         say(console, f"{one.name}, {by} at nats: {way}")
     for i, sentence in enumerate(found.verdicts):
         if i == 0:

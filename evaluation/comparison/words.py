@@ -9,7 +9,7 @@ from evaluation.comparison.load import ComparedRun
 from evaluation.comparison.rows import PolicyRow
 from evaluation.comparison.seeds import SeedGroup, same_recipe
 from evaluation.comparison.sweeps import Sweep
-from evaluation.report.measures import Measure, alike, measure_named, plain
+from evaluation.report.measures import alike, measure_named, plain
 from evaluation.report.words import Sentence
 
 LEAST_PROMPTS = 10
@@ -166,11 +166,6 @@ def nothing_compared(sweeps: Sequence[Sweep]) -> str:
             "about which method is better."
         )
     return "No two methods could be compared at equal KL, so nothing is shown about which of them is better."
-
-
-def value_label(measure: Measure) -> str:
-    """What an axis of this measure counts."""
-    return f"{measure.label}, {measure.unit}" if measure.unit else measure.label
 
 
 def _listed(names: Sequence[str]) -> str:
