@@ -14,6 +14,7 @@ from pipeline.context import StageContext, engine_of
 from pipeline.errors import TrivetError
 
 _PARTS = ("offload_optimizer", "offload_param")
+_LONGEST_REASON = 200
 
 
 def require_offloading(config: Mapping[str, Any], context: StageContext) -> None:
@@ -57,8 +58,14 @@ def _compile(builder: str, way_out: str, context: StageContext) -> None:
     try:
         made.load(verbose=False)
     except Exception as error:
-        why = str(error).strip().splitlines()
         raise TrivetError(
             f"stage {context.stage}: {engine_of(context)} needs DeepSpeed's {made.name}, which could not be compiled "
-            f"on this machine ({why[0] if why else type(error).__name__}); {way_out}"
+            f"on this machine ({_reason(error)}); {way_out}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What a compiler says among the commands that led to it, or what the error begins with."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    telling = next((line for line in lines if "error:" in line or "not found" in line), lines[0])
+    return telling[:_LONGEST_REASON]
