@@ -68,4 +68,4 @@ def _reason(error: Exception) -> str:
     """What a compiler says among the commands that led to it, or what the error begins with."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     telling = next((line for line in lines if "error:" in line or "not found" in line), lines[0])
-    return telling[:_LONGEST_REASON]
+    return telling[:_LONGEST_REASON].rstrip(".")

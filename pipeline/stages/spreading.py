@@ -187,6 +187,12 @@ def require_resumable(found: Path, context: StageContext, *, on_any_ranks: bool 
             f"{_ranks(theirs)}, this launch has {_ranks(mine)}; launch as before to go on from it, or begin the stage "
             f"again with `--force {context.stage}`"
         )
+    if engine_of(context).offloads_to == "nvme":
+        raise TrivetError(
+            f"stage {context.stage}: its checkpoint at step {checkpoint.step_of(found)} is of {mine['engine']}, from "
+            "where DeepSpeed does not bring back all of the optimiser's state, so that other steps would follow; begin "
+            f"the stage again with `--force {context.stage}`"
+        )
 
 
 def _ranks(made: dict[str, Any]) -> str:
