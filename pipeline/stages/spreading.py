@@ -190,8 +190,8 @@ def require_resumable(found: Path, context: StageContext, *, on_any_ranks: bool 
     if engine_of(context).offloads_to == "nvme":
         raise TrivetError(
             f"stage {context.stage}: its checkpoint at step {checkpoint.step_of(found)} is of {mine['engine']}, from "
-            "where DeepSpeed does not bring back all of the optimiser's state, so that other steps would follow; begin "
-            f"the stage again with `--force {context.stage}`"
+            "where DeepSpeed does not bring back all weights, so that other steps would "
+            f"follow; begin the stage again with `--force {context.stage}`"
         )
 
 

@@ -106,7 +106,7 @@ def test_a_checkpoint_that_was_offloaded_to_a_disk_is_not_gone_on_with(tmp_path)
         checkpoint.commit(path, {"ranks": 1, "engine": f"DeepSpeed ZeRO-3 offloaded to {engine}"})
         if place == "cpu":
             require_resumable(path, context_of(deepspeed="zero3_offload_cpu"))
-    with pytest.raises(TrivetError, match="step 4 is of DeepSpeed ZeRO-3 offloaded to a disk, .*`--force sft`"):
+    with pytest.raises(TrivetError, match=r"step 4 is of DeepSpeed ZeRO-3 offloaded to a disk, .*`--force sft`"):
         require_resumable(path, context_of(deepspeed="zero3_offload_nvme"))
 
 
