@@ -116,7 +116,7 @@ def _smaller(size: int) -> int:
 
 def _stronger_engine(at: str, recipe: Recipe, stage: StageSettings, engine: Engine, world_size: int) -> Iterator[str]:
     quantised = recipe.model.quantization != "none"
-    is_ppo, adapter = isinstance(stage, PpoSettings), recipe.model.adapter
+    adapter = recipe.model.adapter
     if isinstance(stage, PpoSettings) and (stage.stop_kl is not None or (adapter != "none" and adapter.type == "dora")):
         # Both go without some engines.
         return
@@ -124,7 +124,7 @@ def _stronger_engine(at: str, recipe: Recipe, stage: StageSettings, engine: Engi
         yield f"{at}.deepspeed=zero2"
     if world_size > 1 and not engine.spreads_parameters and not quantised:
         yield f"{at}.deepspeed=zero3"
-    if not quantised and not is_ppo and "offload" not in str(engine.file):
+    if not quantised and not engine.offloads_to:
         yield f"{at}.deepspeed=zero3_offload_cpu"
 
 

@@ -50,7 +50,7 @@ SHARED_BY_STAGES = {
     f"pipeline.stages.{name}"
     for name in (
         "offline", "pairs", "policy", "engine", "stream_trainer", "shared_trunk", "spreading", "round_trip",
-        "fully_sharded", "held_out_rows", "prompts",
+        "fully_sharded", "held_out_rows", "prompts", "offloading",
     )
 }  # fmt: skip
 LIGHT = (

@@ -22,6 +22,11 @@ from pipeline.recipe.stage_settings import DpoSettings, PpoSettings, RewardSetti
 
 USE_DEEPSPEED, USE_FSDP = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"
 _CONFIG_FILE, _ZERO_STAGE = "ACCELERATE_DEEPSPEED_CONFIG_FILE", "ACCELERATE_DEEPSPEED_ZERO_STAGE"
+_OFFLOADING = ("offload_optimizer", "offload_param")
+"""Parts of DeepSpeed's configuration; accelerate's launcher has a variable for the device of each."""
+_PLACES = {"cpu": "the host's memory", "nvme": "a disk"}
+_OF_ITS_OWN_ADAM = {"ratio": 1.0, "super_offload": False}
+"""What DeepSpeed offers of `offload_optimizer` with no optimiser but its own, and without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,29 +39,22 @@ class Engine:
     """DeepSpeed's: 1 spreads the optimiser's state, 2 gradients too, 3 parameters too."""
     file: Path | None = None
     """DeepSpeed's configuration, where one is named."""
+    offloads_to: str = ""
+    """DeepSpeed's: `cpu` or `nvme`, the farthest place where optimiser or parameters lie; empty for the GPU."""
 
     @property
     def spreads_parameters(self) -> bool:
         """Whether no rank holds the whole model."""
         return self.zero_stage == 3 or self.kind == "fsdp"
 
-    @property
-    def path_name(self) -> str:
-        """Name of its file, where there is one."""
-        return "" if self.file is None else self.file.stem
-
     def __str__(self) -> str:
         if self.kind == "deepspeed":
-            return f"DeepSpeed ZeRO-{self.zero_stage}"
+            offloading = f" offloaded to {_PLACES[self.offloads_to]}" if self.offloads_to else ""
+            return f"DeepSpeed ZeRO-{self.zero_stage}{offloading}"
         return "FSDP" if self.kind == "fsdp" else "no engine"
 
 
 NO_ENGINE = Engine("none")
-WITHOUT_OFFLOADING = (
-    "which a ppo stage has not been taught; use zero3, and rollout_engine: vllm_server where the policy does not fit "
-    "on a GPU"
-)
-"""End of a refusal."""
 
 
 def stage_engine(deepspeed: str, environment: Mapping[str, str]) -> Engine:
@@ -69,7 +67,7 @@ def stage_engine(deepspeed: str, environment: Mapping[str, str]) -> Engine:
     if deepspeed == "inherit":
         return launched_engine(environment)
     file = ds_config_file(deepspeed)
-    return NO_ENGINE if file is None else Engine("deepspeed", _zero_stage(file), file)
+    return NO_ENGINE if file is None else _deepspeed(_zero_part(file), file)
 
 
 def launched_engine(environment: Mapping[str, str]) -> Engine:
@@ -77,7 +75,7 @@ def launched_engine(environment: Mapping[str, str]) -> Engine:
     if environment.get(USE_DEEPSPEED, "").lower() == "true":
         named = environment.get(_CONFIG_FILE)
         file = Path(named) if named and named != "none" else None
-        return Engine("deepspeed", _zero_stage(file) if file else int(environment.get(_ZERO_STAGE) or 2), file)
+        return _deepspeed(_zero_part(file) if file else _launched_zero_part(environment), file)
     return Engine("fsdp") if environment.get(USE_FSDP, "").lower() == "true" else NO_ENGINE
 
 
@@ -154,8 +152,18 @@ def _against_ppo(recipe: Recipe, name: str, stage: PpoSettings, asked: Engine) -
             f"{asked} holds gradients that stop_kl would have to take back, for which it has no call; write "
             f"`stages.{name}.stop_kl: null` or `deepspeed: none`"
         )
-    if "offload" in asked.path_name:
-        yield f"{asked.path_name} offloads, {WITHOUT_OFFLOADING}"
+    if asked.offloads_to == "nvme" or (asked.offloads_to and not asked.spreads_parameters):
+        yield (
+            f"a ppo stage offloads under ZeRO-3 alone, and no farther than to the host's memory, not under {asked}; "
+            "use zero3_offload_cpu, and rollout_engine: vllm_server where the policy does not fit on a GPU"
+        )
+    offloading = (_zero_part(asked.file) if asked.file else {}).get("offload_optimizer") or {}
+    for key, plain in _OF_ITS_OWN_ADAM.items():
+        if offloading.get(key, plain) != plain:
+            yield (
+                f"{asked.file} sets offload_optimizer.{key} to {offloading[key]}, which DeepSpeed does with an Adam of "
+                "its own alone, and a ppo stage steps with torch's; remove it"
+            )
 
 
 def _described(engine: Engine) -> str:
@@ -166,14 +174,29 @@ def _same_file(one: Path | None, other: Path | None) -> bool:
     return one is not None and other is not None and one.resolve() == other.resolve()
 
 
-def _zero_stage(file: Path) -> int:
-    """The stage that a configuration asks for.
+def _deepspeed(zero: Mapping[str, Any], file: Path | None) -> Engine:
+    """The engine of DeepSpeed's `zero_optimization`."""
+    devices = [str((zero.get(name) or {}).get("device", "none")) for name in _OFFLOADING]
+    farthest = next((place for place in ("nvme", "cpu") if place in devices), "")
+    return Engine("deepspeed", int(zero.get("stage", 0)), file, farthest)
+
+
+def _launched_zero_part(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What a launch without a file says, in the file's words."""
+    devices = {name: environment.get(f"ACCELERATE_DEEPSPEED_{name.upper()}_DEVICE", "none") for name in _OFFLOADING}
+    offloading = {name: {"device": device} for name, device in devices.items()}
+    return {"stage": environment.get(_ZERO_STAGE) or 2, **offloading}
+
+
+def _zero_part(file: Path) -> dict[str, Any]:
+    """What a configuration says of ZeRO.
 
     Raises:
         RecipeError: the file is not there or is no DeepSpeed configuration.
     """
     try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
-        return int(found.get("zero_optimization", {}).get("stage", 0))
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")).get("zero_optimization", {})
+        _deepspeed(found, file)
+        return found
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise RecipeError(f"{file} cannot be read as a DeepSpeed configuration: {error}") from error

@@ -18,13 +18,11 @@ from pipeline.models.forward import causal_model, trunk_of, vocabulary_head
 from pipeline.models.role_engine import Config, RoleEngine, SpreadModel, join_deepspeed
 from pipeline.models.roles import POLICY, VALUE, Roles
 from pipeline.models.shards import spread_over_ranks
-from pipeline.recipe.engines import WITHOUT_OFFLOADING
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.stages.ppo_update import Learner
 from pipeline.stages.spreading import without_compiling
 
 _OURS = ("optimizer", "scheduler")
-_OFFLOADING = ("offload_optimizer", "offload_param")
 
 
 class Spreader:
@@ -94,7 +92,13 @@ class Spreader:
                 held = list(roles.module(role))
                 for module in held:
                     spread_over_ranks(module, config["zero_optimization"], torch.float32)
-            roles.train_through(role, RoleEngine(held, learner.optimisers[role], config))
+            optimiser = learner.optimisers[role]
+            offloading = config["zero_optimization"].get("offload_optimizer") or {}
+            if offloading.get("device", "none") != "none":
+                # One pass over the host's memory instead of one per operation: nine times as fast, equal to rounding.
+                for group in optimiser.param_groups:
+                    group["fused"] = True
+            roles.train_through(role, RoleEngine(held, optimiser, config))
 
     def _config(self, model: Any) -> Config:
         """DeepSpeed's configuration for a model, with the recipe's values and none of them left open.
@@ -124,9 +128,8 @@ class Spreader:
         # Passes with and without a backward one follow in no fixed order: what would be fetched ahead may not be used,
         # and would still be on its way when the weights are wanted whole.
         zero["stage3_prefetch_bucket_size"] = 0
-        for name in _OFFLOADING:
-            zero.pop(name, None)
-        return {**config, **owned}
+        # Torch's own AdamW steps wherever its parameters lie, and needs no compiler, as DeepSpeed's for the host does.
+        return {**config, **owned, "zero_force_ds_cpu_optimizer": False}
 
     def _require_possible(self, config: Config, owned: Config) -> None:
         at = f"stages.{self._context.stage}.deepspeed"
@@ -142,7 +145,3 @@ class Spreader:
                     f"{at}: {where} has a block `{name}`, but a ppo stage has two trainings with the recipe's own; "
                     "remove the block"
                 )
-        for name in _OFFLOADING:
-            device = (config["zero_optimization"].get(name) or {}).get("device", "none")
-            if device != "none":
-                raise RecipeError(f"{at}: {where} has {name} to the {device}, {WITHOUT_OFFLOADING}")

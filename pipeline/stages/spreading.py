@@ -22,6 +22,7 @@ from pipeline.recipe.engines import NO_ENGINE
 from pipeline.recipe.fsdp_launch import resharding
 from pipeline.runtime import resolve_precision
 from pipeline.stages.fully_sharded import reference_beside, take_fsdp
+from pipeline.stages.offloading import require_offloading
 
 _SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -111,12 +112,16 @@ def take_engine(trainer: Trainer, context: StageContext) -> None:
 
     Raises:
         RecipeError: the engine that was asked for is not the one that would train.
+        TrivetError: the machine lacks what offloading needs.
     """
     require_engine(trainer, context)
     engine = engine_of(context)
     if engine.kind == "fsdp":
         take_fsdp(trainer, context)
-    elif engine.spreads_parameters:
+        return
+    if engine.offloads_to:
+        require_offloading(_configuration(trainer.args), context)
+    if engine.spreads_parameters:
         spread_over_ranks(cast(torch.nn.Module, trainer.model), _zero(trainer.args), _computed_in(context))
 
 
@@ -133,15 +138,21 @@ def beside_the_engine(reference: Any, arguments: TrainingArguments, context: Sta
         return reference
     if engine.kind == "fsdp":
         return reference_beside(reference, context, reshard=resharding(os.environ))
+    if engine.offloads_to:
+        require_offloading(_configuration(arguments), context)
     if engine.spreads_parameters:
         spread_over_ranks(reference, _zero(arguments), _computed_in(context))
         return reference
     return reference.to(_computed_in(context))
 
 
-def _zero(arguments: TrainingArguments) -> dict[str, Any]:
+def _configuration(arguments: TrainingArguments) -> dict[str, Any]:
     plugin: Any = arguments.deepspeed_plugin
-    return dict(plugin.hf_ds_config.config["zero_optimization"])
+    return dict(plugin.hf_ds_config.config)
+
+
+def _zero(arguments: TrainingArguments) -> dict[str, Any]:
+    return dict(_configuration(arguments)["zero_optimization"])
 
 
 def _computed_in(context: StageContext) -> torch.dtype:
@@ -175,6 +186,12 @@ def require_resumable(found: Path, context: StageContext, *, on_any_ranks: bool 
             f"stage {context.stage}: its checkpoint at step {checkpoint.step_of(found)} was written by "
             f"{_ranks(theirs)}, this launch has {_ranks(mine)}; launch as before to go on from it, or begin the stage "
             f"again with `--force {context.stage}`"
+        )
+    if engine_of(context).offloads_to == "nvme":
+        raise TrivetError(
+            f"stage {context.stage}: its checkpoint at step {checkpoint.step_of(found)} is of {mine['engine']}, from "
+            "where DeepSpeed does not bring back all weights, so that other steps would "
+            f"follow; begin the stage again with `--force {context.stage}`"
         )
 
 

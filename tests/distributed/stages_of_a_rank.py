@@ -35,6 +35,7 @@ from pipeline.context import StageContext
 from pipeline.errors import PreemptedError, TrivetError
 from pipeline.models import adapters
 from pipeline.models.builtin import materialise
+from pipeline.models.role_engine import RoleEngine
 from pipeline.models.source import identify
 from pipeline.recipe.checks import DS_CONFIGS
 from pipeline.recipe.engines import USE_DEEPSPEED, USE_FSDP
@@ -44,6 +45,7 @@ from pipeline.stages import dpo, ppo, reward, sft
 from pipeline.stages.sft_objective import Imitation
 from pipeline.tracking import SilentTracker, Tracker, read_metrics
 from pipeline.worker import _start_peers
+from tests.distributed.engines_seen import engines_seen
 from tests.rollouts.ppo_parts import (
     StopAfter,
     described,
@@ -196,7 +198,11 @@ def collect(found: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def fault(what: str | None) -> Iterator[None]:
-    """Within the block something is broken: `emptied` saved adapters, or a loss that is `nan` from step 2 on."""
+    """Within the block something is broken.
+
+    Args:
+        what: `emptied` saved adapters, a loss that is `nan` from step 2 on, a `gradient` of PPO that is not finite.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if what == "emptied":
             save = adapters.save
@@ -216,6 +222,9 @@ def fault(what: str | None) -> Iterator[None]:
                 return replace(found, loss=found.loss * torch.nan) if len(calls) > 2 else found
 
             patch.setattr(Imitation, "compute", spoilt)
+        if what == "gradient":
+            backward = RoleEngine.backward
+            patch.setattr(RoleEngine, "backward", lambda self, loss, last: backward(self, loss * torch.inf, last=last))
         yield
 
 
@@ -244,8 +253,10 @@ def main(folder: Path, cases: list[dict[str, Any]]) -> None:
         place = Path(case.get("place", folder / case["name"]))
         # Ranks that wait for one another for ever say where.
         faulthandler.dump_traceback_later(HANGING_SECONDS, exit=True)
-        with fault(case.get("fault")):
+        engines: list[list[str]] = []
+        with fault(case.get("fault")), engines_seen(case["settings"]["deepspeed"], engines):
             found = run_case(case, place / "stage", ranks)
+        found["engines"] = engines
         barrier()
         if ranks.is_first:
             (folder / case["name"]).mkdir(exist_ok=True)

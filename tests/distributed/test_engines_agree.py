@@ -36,17 +36,20 @@ ALONE = [case(kind, form, "none") for kind in KINDS for form in FORMS]
 PPO = {"ptx_coef": 0.1, "entropy_coef": 0.1}
 """Demonstrations mixed in, so that a step's last backward pass is another one; entropies with a gradient."""
 ALONE += [case("ppo", form, "none", settings=PPO) for form in FORMS]
-TOGETHER = [case(kind, form, engine) for kind in KINDS for form in FORMS for engine in ("zero2", "zero3", "fsdp")]
+SPREAD = ("zero2", "zero3", "zero3_offload_cpu")
+TOGETHER = [case(kind, form, engine) for kind in KINDS for form in FORMS for engine in (*SPREAD, "fsdp")]
 LEFT = [case(kind, "lora", "none", "left", stop_at=2, left=True) for kind in ("sft", "dpo", "ppo")]
 """Stopped on one process, to be gone on with on two."""
 LEFT[2]["settings"] |= PPO
 PPO_TOGETHER = [
-    *(case("ppo", form, engine, settings=PPO) for form in FORMS for engine in ("zero2", "zero3")),
+    *(case("ppo", form, engine, settings=PPO) for form in FORMS for engine in SPREAD),
     case("ppo", "lora", "zero1", settings=PPO),
 ]
 PPO_OTHERS = [
     case("ppo", "lora", "zero2", "resumed", settings=PPO, stop_at=2),
     case("ppo", "full", "zero3", "resumed", settings=PPO, stop_at=2),
+    case("ppo", "full", "zero3_offload_cpu", "resumed", settings=PPO, stop_at=2),
+    case("ppo", "full", "zero3_offload_cpu", "gradient", settings=PPO, fault="gradient"),
     case("ppo", "lora", "zero3", "emptied", fault="emptied"),
     case("ppo", "full", "zero3", "recomputed", settings={**PPO, "gradient_checkpointing": True}),
     case("ppo", "lora", "zero3", "recomputed", settings={**PPO, "gradient_checkpointing": True}),
@@ -58,6 +61,7 @@ OTHERS = [
     case("reward", "lora", "zero3", "bf16", settings={"precision": "bf16"}),
     case("sft", "lora", "zero2", "resumed", stop_at=2),
     case("dpo", "full", "zero3", "resumed", stop_at=2),
+    case("sft", "full", "zero3_offload_cpu", "resumed", stop_at=2),
     case("dpo", "lora", "zero3", "emptied", fault="emptied"),
     case("sft", "lora", "zero2", "nan", fault="nan"),
 ]
@@ -134,7 +138,8 @@ def test_streams_compute_the_steps_wherever_they_can_and_what_does_not_is_said(p
     }
     trl = {name for name, engine in engines.items() if engine == "trl"}
     asked = {"sft-lora-zero3-trl", "sft-lora-fsdp-trl", "dpo-full-fsdp-trl"}
-    assert trl == {"sft-full-zero3", "dpo-full-zero3", "dpo-full-zero3-resumed"} | asked
+    offloaded = {"sft-full-zero3_offload_cpu", "dpo-full-zero3_offload_cpu", "sft-full-zero3_offload_cpu-resumed"}
+    assert trl == {"sft-full-zero3", "dpo-full-zero3", "dpo-full-zero3-resumed"} | offloaded | asked
     said = "TRL's trainer computes the steps: DeepSpeed ZeRO-3 spreads the output layer, which is trained"
     assert said in pair["sft-full-zero3"]["said"] and said in pair["dpo-full-zero3"]["said"]
 
@@ -175,7 +180,16 @@ def test_ppo_learns_what_one_process_learns(alone, pair, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["sft-lora-zero2", "dpo-full-zero3", "sft-lora-fsdp", "dpo-full-fsdp", "ppo-lora-zero2", "ppo-full-zero3"],
+    [
+        "sft-lora-zero2",
+        "dpo-full-zero3",
+        "sft-full-zero3_offload_cpu",
+        "sft-lora-fsdp",
+        "dpo-full-fsdp",
+        "ppo-lora-zero2",
+        "ppo-full-zero3",
+        "ppo-full-zero3_offload_cpu",
+    ],
 )
 def test_a_stage_that_was_stopped_goes_on_bit_for_bit(pair, name):
     straight, resumed = pair[name], pair[f"{name}-resumed"]
@@ -205,6 +219,32 @@ def test_what_one_process_began_two_go_on_with(alone, pair, kind):
 def test_weights_that_were_lost_on_the_way_to_the_file_are_noticed(pair, name):
     error = pair[name]["error"]
     assert "are not those that were trained: row 0 gives" in error and "nothing is handed on" in error
+
+
+def test_an_offloading_engine_takes_no_step_for_a_gradient_that_is_no_number(pair):
+    error = pair["ppo-full-zero3_offload_cpu-gradient"]["error"]
+    assert error.startswith("the value's gradient norm became inf at optimiser step 1; it did not reach the weights")
+
+
+FROZEN, TRAINED = ["parameters=cpu", "optimiser=None"], ["parameters=cpu", "optimiser=True", "AdamW, fused=True"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "lora", "full"),
+    [
+        ("sft", [TRAINED], [TRAINED]),
+        ("reward", [TRAINED], [TRAINED]),
+        ("dpo", [TRAINED], [FROZEN, TRAINED]),
+        ("ppo", [FROZEN], [FROZEN, FROZEN, TRAINED, TRAINED]),
+    ],
+)
+def test_what_is_offloaded_lies_on_the_host(pair, stage, lora, full):
+    """Which nothing else here could tell: without a GPU all lies there. With an adapter, PPO's engine has the base."""
+    for form, engines in (("lora", lora), ("full", full)):
+        assert sorted(pair[f"{stage}-{form}-zero3_offload_cpu"]["engines"]) == engines
+        spread = pair[f"{stage}-{form}-zero3"]["engines"]
+        assert len(spread) == len(engines) and not [each for each in spread if {*each} & {"optimiser=True"}]
+        assert {each[0] for each in spread} == {"parameters=None"}
 
 
 def test_a_loss_that_is_no_number_ends_the_stage(pair):

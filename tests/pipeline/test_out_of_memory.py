@@ -63,6 +63,11 @@ def test_every_edit_is_taken_and_changes_something(stage, world_size, overrides)
 def test_what_is_on_already_is_not_proposed():
     found = edits(sentence("sft", "stages.sft.deepspeed=zero3", world_size=2, deepspeed="zero3"))
     assert not [edit for edit in found if edit.endswith(("zero2", "zero3"))]
+    small = ("generation_batch_size=1", "per_device_batch_size=1", "gradient_checkpointing=true")
+    for engine, offered in (("zero3", True), ("zero3_offload_cpu", False)):
+        overrides = [f"stages.ppo.{each}" for each in (*small, f"deepspeed={engine}")]
+        found = edits(sentence("ppo", *overrides, world_size=2, deepspeed=engine))
+        assert ("stages.ppo.deepspeed=zero3_offload_cpu" in found) == offered
     launched = {"ACCELERATE_USE_DEEPSPEED": "true"}
     found = edits(sentence("sft", world_size=2, deepspeed="inherit", environment=launched))
     assert not [edit for edit in found if "deepspeed" in edit], "it would clash with the launch"

@@ -55,6 +55,11 @@ def refused(environment, *overrides):
         (ZERO3, "DeepSpeed ZeRO-3", True),
         (ZERO2_FILE, "DeepSpeed ZeRO-2", False),
         ({**ZERO3, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "none"}, "DeepSpeed ZeRO-3", True),
+        (
+            {**ZERO3, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"},
+            "DeepSpeed ZeRO-3 offloaded to the host's memory",
+            True,
+        ),
         (FSDP, "FSDP", True),
     ],
 )
@@ -66,8 +71,24 @@ def test_what_the_launch_configured(environment, said, spreads):
 
 
 def test_a_file_of_the_recipe_is_read_whatever_the_launch_says():
-    for name, stage in (("zero1", 1), ("zero2", 2), ("zero3", 3), ("zero3_offload_cpu", 3), ("zero3_offload_nvme", 3)):
+    for name, stage in (("zero1", 1), ("zero2", 2), ("zero3", 3)):
         assert stage_engine(name, {}) == Engine("deepspeed", stage, DS_CONFIGS / f"{name}.json")
+    for place in ("cpu", "nvme"):
+        file = DS_CONFIGS / f"zero3_offload_{place}.json"
+        assert stage_engine(file.stem, {}) == Engine("deepspeed", 3, file, place)
+
+
+def test_engines_that_keep_things_elsewhere_have_other_names(tmp_path):
+    """A checkpoint bears the name of its engine, and another engine does not go on from it."""
+    assert str(stage_engine("zero3_offload_cpu", {})) == "DeepSpeed ZeRO-3 offloaded to the host's memory"
+    assert str(stage_engine("zero3_offload_nvme", {})) == "DeepSpeed ZeRO-3 offloaded to a disk"
+    mixed = tmp_path / "mixed.json"
+    mixed.write_text(
+        json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}, "offload_param": None}})
+    )
+    assert stage_engine(str(mixed), {}).offloads_to == "nvme"
+    mixed.write_text('{"zero_optimization": {"stage": 3, "offload_param": "cpu"}}')
+    assert f"{mixed} cannot be read as a DeepSpeed configuration" in refused({}, f"stages.sft.deepspeed={mixed}")
 
 
 @pytest.mark.parametrize("environment", [ZERO3, ZERO2_FILE])
@@ -180,7 +201,11 @@ def test_ppo_is_refused_under_fsdp_like_any_stage():
             "DoRA takes norms of the base's weights in every pass, and under DeepSpeed ZeRO-3 no rank has them",
             ["deepspeed=zero2"],
         ),
-        (["deepspeed=zero3_offload_cpu"], "zero3_offload_cpu offloads, which a ppo stage", ["deepspeed=zero3"]),
+        (
+            ["deepspeed=zero3_offload_nvme"],
+            "no farther than to the host's memory, not under DeepSpeed ZeRO-3 offloaded to a disk; use zero3_offload_",
+            ["deepspeed=zero3_offload_cpu"],
+        ),
     ],
 )
 def test_what_ppo_cannot_have_under_an_engine(overrides, said, ways_out):
@@ -190,6 +215,27 @@ def test_what_ppo_cannot_have_under_an_engine(overrides, said, ways_out):
     given = [placed(each) for each in overrides]
     assert said in refused({}, *given)
     engines({}, *given, *map(placed, ways_out))
+
+
+def test_ppo_offloads_under_zero3_alone(tmp_path):
+    engines({}, "stages.ppo.deepspeed=zero3_offload_cpu")
+    engines({}, "stages.ppo.deepspeed=zero3_offload_cpu", "model.adapter=none")
+    own = tmp_path / "own.json"
+    own.write_text('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}')
+    said = "not under DeepSpeed ZeRO-2 offloaded to the host's memory; use zero3_offload_cpu, and rollout_engine"
+    assert said in refused({}, f"stages.ppo.deepspeed={own}")
+    engines({}, f"stages.sft.deepspeed={own}")
+
+
+@pytest.mark.parametrize(("key", "asked", "plain"), [("ratio", 0.5, 1.0), ("super_offload", True, False)])
+def test_ppo_steps_with_torchs_optimiser_wherever_it_lies(tmp_path, key, asked, plain):
+    own = tmp_path / "own.json"
+    offload = {"device": "cpu", key: asked}
+    own.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": offload}}))
+    assert f"own.json sets offload_optimizer.{key} to {asked}, which" in refused({}, f"stages.ppo.deepspeed={own}")
+    engines({}, f"stages.sft.deepspeed={own}")
+    own.write_text(own.read_text().replace(json.dumps(asked), json.dumps(plain)))
+    engines({}, f"stages.ppo.deepspeed={own}")
 
 
 def test_ppo_may_stop_by_divergence_where_nothing_but_the_base_is_spread():

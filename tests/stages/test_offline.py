@@ -99,6 +99,17 @@ def test_what_others_wrote_is_refused_with_the_way_out(tmp_path, made_by, said):
     require_resumable(path, context_of())
 
 
+def test_a_checkpoint_that_was_offloaded_to_a_disk_is_not_gone_on_with(tmp_path):
+    path = tmp_path / "checkpoint-4"
+    path.mkdir()
+    for place, engine in (("cpu", "the host's memory"), ("nvme", "a disk")):
+        checkpoint.commit(path, {"ranks": 1, "engine": f"DeepSpeed ZeRO-3 offloaded to {engine}"})
+        if place == "cpu":
+            require_resumable(path, context_of(deepspeed="zero3_offload_cpu"))
+    with pytest.raises(TrivetError, match=r"step 4 is of DeepSpeed ZeRO-3 offloaded to a disk, .*`--force sft`"):
+        require_resumable(path, context_of(deepspeed="zero3_offload_nvme"))
+
+
 def test_without_an_engine_any_number_of_ranks_may_go_on_where_nothing_hangs_on_it(tmp_path):
     """Control: under DeepSpeed, or where chance or the order of rows would differ, they may not."""
     path = tmp_path / "checkpoint-4"
