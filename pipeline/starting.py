@@ -19,6 +19,7 @@ from pipeline.durable import full_disk, write_text_atomically
 from pipeline.errors import BusyError, DiskError, PreemptedError, TrivetError
 from pipeline.redaction import redacted
 from pipeline.run_dir import is_run_dir
+from pipeline.stopping import FLAG
 
 if TYPE_CHECKING:
     from pipeline.plan import Decision
@@ -69,6 +70,8 @@ def listen(ranks: Ranks) -> None:
     def stop(number: int, frame: Any) -> None:
         for other in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(other, signal.SIG_IGN)
+        # Where Python can only ignore what is raised, as between a fork and its return, the flag is what remains.
+        FLAG.asked = True
         raise PreemptedError("asked to stop; run the same command again to go on")
 
     for number in (signal.SIGTERM, signal.SIGUSR1):

@@ -33,6 +33,7 @@ from pipeline.results import headline, write_results
 from pipeline.reward_function import RewardFunction
 from pipeline.run_dir import require_run_dir
 from pipeline.runtime import Ranks, library_versions
+from pipeline.stopping import FLAG
 
 _FOLLOWER_SECONDS = 2.0
 
@@ -190,6 +191,8 @@ class Supervisor:
         self, decision: Decision, nodes: Sequence[Node], base: BaseIdentity, base_folder: Path, ledger: Ledger
     ) -> None:
         node = decision.node
+        if FLAG.asked:
+            self._peers.ask_to_stop()
         if self._peers.asked_to_stop():
             raise PreemptedError(f"asked to stop before {node.name}; run the same command again to go on from there")
         by_name = {other.name: other for other in nodes}

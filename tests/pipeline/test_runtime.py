@@ -26,6 +26,7 @@ from pipeline.runtime import (
     resolve_precision,
     seed_everything,
 )
+from pipeline.starting import listen
 from pipeline.stopping import FLAG, stop_if_asked
 
 
@@ -108,6 +109,26 @@ def test_what_changes_nothing_ends_where_it_is(handlers):
     assert stopped.value.exit_code == 75
     with pytest.raises(PreemptedError, match="preparing rows"):
         mapped(abs, [-1, 2], worth=5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_request_between_stages_that_python_swallows_is_remembered(handlers):
+    """What is raised while an object goes, or between a fork and its return, reaches nobody."""
+
+    class Going:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    listen(Ranks(0, 0, 1))
+    Going()
+    with pytest.raises(PreemptedError):
+        stop_if_asked("reading rows")
+
+
+def test_a_request_between_stages_ends_the_run(handlers):
+    listen(Ranks(0, 0, 1))
+    with pytest.raises(PreemptedError, match="asked to stop; run the same command again to go on"):
+        signal.raise_signal(signal.SIGUSR1)
 
 
 def test_a_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not(handlers):
