@@ -84,7 +84,7 @@ def compare_runs(directories: Sequence[Path], votes: Path | None = None) -> Comp
             *sweep_notes(sweeps, by_value),
             *seed_notes(groups, noise),
             *second_opinions(found, groups, noise),
-            *notes(runs, rows, found),
+            *notes(runs, rows, found, groups),
             *unknown,
         ),
         samples=tuple(samples(runs, rows)),

@@ -111,8 +111,10 @@ def _ahead(pair: Pair, noise: float | None) -> str:
     return pair.b if pair.difference.estimate > 0 else pair.a
 
 
-def notes(runs: Sequence[ComparedRun], rows: Sequence[PolicyRow], found: Sequence[Frontier]) -> Iterable[str]:
-    """What keeps figures apart that stand near each other."""
+def notes(
+    runs: Sequence[ComparedRun], rows: Sequence[PolicyRow], found: Sequence[Frontier], groups: Sequence[SeedGroup] = ()
+) -> Iterable[str]:
+    """What keeps figures apart that stand near each other; `groups` as in `verdicts`."""
     judges = {row.score_by: row for row in rows if row.score_by}
     if len(judges) > 1:
         whose = "; ".join(f"{_listed(row.runs)}: {key[:12]}" for key, row in judges.items())
@@ -150,7 +152,7 @@ def notes(runs: Sequence[ComparedRun], rows: Sequence[PolicyRow], found: Sequenc
             "Best of n stands at the upper bound of its KL, log n - (n-1)/n: in truth it is as near or nearer, which "
             "makes the comparison unfavourable to it."
         )
-    pairs = sum(len(one.pairs) for one in found)
+    pairs = sum(not _by_seed_alone(pair, groups) for one in found for pair in one.pairs)
     if pairs > 1:
         yield f"{pairs} comparisons at equal KL, each with a 95 % interval of its own: among many, some miss by chance."
     for compared in runs:

@@ -38,6 +38,7 @@ def test_two_seeds_of_one_recipe_get_no_verdict(tmp_path):
     assert any(pair.difference.high < 0 or pair.difference.low > 0 for pair in pairs(found)), "shown, but for the seed"
     assert found.verdicts == () and [group.seeds for group in found.seeds] == [(1, 2)]
     assert "a, b are one recipe with seeds 1, 2: what differs between them is chance" in found.notes[0]
+    assert not any("comparisons at equal KL" in note for note in found.notes), "none is shown"
 
 
 def test_another_recipe_is_no_seed_of_it(tmp_path):
