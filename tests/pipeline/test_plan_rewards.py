@@ -180,7 +180,7 @@ def shipped(name: str) -> dict[str, Node]:
     ("one", "other", "shared"),
     [
         ("alpaca_dpo", "alpaca_ppo", {"sft"}),
-        ("alpaca_ppo", "alpaca_ppo_vs_dpo", {"sft", "reward", "ppo"}),
+        ("alpaca_ppo", "alpaca_ppo_vs_dpo", {"sft"}),
         ("tiny_dpo", "tiny_ppo", {"sft"}),
     ],
 )

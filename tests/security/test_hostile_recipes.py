@@ -105,7 +105,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(work)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     # Signals of the process that tests run in stay its own.
-    monkeypatch.setattr(cli, "_listen", lambda ranks: None)
+    monkeypatch.setattr(cli, "listen", lambda ranks: None)
     return work
 
 

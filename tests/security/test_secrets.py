@@ -56,7 +56,7 @@ def planted(monkeypatch):
 @pytest.fixture
 def here(tmp_path, monkeypatch, planted):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_listen", lambda ranks: None)
+    monkeypatch.setattr(cli, "listen", lambda ranks: None)
     (tmp_path / "recipe.yaml").write_text(BASE)
     (tmp_path / "rows.jsonl").write_text(GOOD_ROW * 30)
     return tmp_path

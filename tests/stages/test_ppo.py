@@ -92,7 +92,8 @@ def test_every_rollout_is_on_record_once(done):
     assert all(isinstance(v, (int, float)) and math.isfinite(v) for each in train.values() for v in each.values())
     assert [each["episodes"] for each in train.values()] == [8, 16, 24, 32]
     assert [each["opt_steps"] for each in train.values()] == [4, 8, 12, 16]
-    assert set(held_out[0]) == {"score", "kl_seq", "objective", "eos_rate", "len_mean", "rule_accuracy"}
+    figures = {"score", "kl_seq", "objective", "eos_rate", "len_mean", "rule_accuracy", "repeat_ngram"}
+    assert set(held_out[0]) == figures
     for name in (
         "objective/score", "objective/score_std", "objective/score_used", "objective/kl_seq", "objective/kl_token",
         "objective/kl_k3_seq", "objective/kl_reward", "objective/rlhf_reward", "objective/sqrt_kl", "policy/loss",
