@@ -5,27 +5,20 @@ The kernel drops a lock with its holder, so none is ever stale.
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import sys
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from pipeline.artefact import WORKING_NAMES
-from pipeline.durable import read_json, write_json_atomically
 from pipeline.errors import BusyError
-from pipeline.redaction import redacted
+from pipeline.holders import forget_holder, holder_of, note_holder
 from pipeline.run_dir import require_own_folder
 
 WORK_LOCK = ".lock"
 """In an artefact's folder: held by whoever makes or withdraws it. Never deleted, or two could hold it."""
-_HOLDER = ".holder.json"
 
 
 @contextmanager
@@ -39,24 +32,16 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        holder = _holder(folder)
+        holder = holder_of(folder)
         raise BusyError(
             f"{folder} is in use by process {holder['pid']} on {holder['host']} since {holder['since']} "
             f"({holder['command']}); wait for it, stop it, or choose another --output-dir"
         ) from error
     try:
-        write_json_atomically(
-            folder / _HOLDER,
-            {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "since": datetime.now(UTC).isoformat(timespec="seconds"),
-                "command": redacted(" ".join(sys.argv))[:200],
-            },
-        )
+        note_holder(folder)
         yield
     finally:
-        (folder / _HOLDER).unlink(missing_ok=True)
+        forget_holder(folder)
         lock.release()
 
 
@@ -99,26 +84,8 @@ def tidy(folder: Path) -> None:
         return
 
 
-def holder_is_gone(folder: Path) -> bool:
-    """Whether nobody holds a run directory: released, or its holder ran on this machine and is gone without a word.
-
-    Looks at what holders leave, not at the lock: taking it, be it for a moment, could turn a run away.
-    """
-    holder = _holder(folder)
-    elsewhere = holder["host"] not in ("?", socket.gethostname())
-    return not elsewhere and not Path(f"/proc/{holder['pid']}").is_dir()
-
-
 def clear(folder: Path, keep: Set[str]) -> None:
     """Delete everything in a folder but the given names."""
     for path in folder.iterdir():
         if path.name not in keep:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _holder(folder: Path) -> dict[str, Any]:
-    unknown = {"pid": "?", "host": "?", "since": "?", "command": "?"}
-    try:
-        return {**unknown, **read_json(folder / _HOLDER)}
-    except (OSError, ValueError, TypeError):
-        return unknown

@@ -18,8 +18,8 @@ from pipeline.artefact import is_sealed
 from pipeline.console import duration
 from pipeline.durable import read_json
 from pipeline.errors import RecipeError
+from pipeline.holders import holder_is_gone
 from pipeline.ledger import LEDGER
-from pipeline.locks import holder_is_gone
 from pipeline.slurm.record import SubmittedJob, job_states, read_jobs
 from pipeline.tracking import read_metrics
 

@@ -24,7 +24,7 @@ LAYERS: dict[str, int] = {
     # L0: standard library, pydantic, yaml
     "pipeline": 0, "pipeline.errors": 0, "pipeline.durable": 0, "pipeline.artefact": 0, "pipeline.checkpoint": 0,
     "pipeline.console": 0, "pipeline.stopping": 0, "pipeline.recipe.*": 0, "data_prep.records": 0,
-    "pipeline.faults": 0, "pipeline.redaction": 0,
+    "pipeline.faults": 0, "pipeline.redaction": 0, "pipeline.holders": 0,
     # L1: the mathematics | the data
     "pipeline.algorithms.*": 1, "data_prep.*": 1,
     # L2: tensors, models, where a process stands

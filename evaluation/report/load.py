@@ -17,6 +17,7 @@ from evaluation.report.answers import Answer, Rollout, answers_in, rollouts_in
 from evaluation.report.provenance import Provenance, provenance_from
 from evaluation.report.rates import BestOf, Rate, Tally, Wins, best_of, rates, tallies, wins
 from pipeline.errors import DataError
+from pipeline.holders import holder_is_gone
 
 EVALUATION = "evaluation"
 """The folder, and the ledger's name, of the stage that measures the policies."""
@@ -155,10 +156,12 @@ def _stages(
 
 def _stage(directory: Path, name: str, row: Mapping[str, Any], result: Mapping[str, Any], gaps: list[str]) -> Stage:
     status = files.text(row.get("status") or result.get("status"))
+    if status == "running" and holder_is_gone(directory):
+        status = "killed"
     sealed = status in ("done", "skipped")
     # A stage that has not ended owes no manifest, and evaluation writes no curves: only real losses are worth a note.
     found = files.read_json(directory / name / "manifest.json", gaps if sealed else [], f"{name}/manifest.json")
-    owes_curves = name != EVALUATION and status in ("done", "skipped", "running", "interrupted", "failed")
+    owes_curves = name != EVALUATION and status in ("done", "skipped", "running", "killed", "interrupted", "failed")
     lines = files.read_jsonl(directory / name / "metrics.jsonl", gaps if owes_curves else [], f"{name}/metrics.jsonl")
     provenance = provenance_from(found) if found else None
     points = tuple(point for line in lines if (point := _point(line)))

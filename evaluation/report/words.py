@@ -44,6 +44,8 @@ def state(run: Run) -> Sentence:
         verb, tone = ("failed", "failed") if broken.status == "failed" else ("was interrupted", "running")
         reason = f": {broken.reason}" if broken.reason else "."
         return Sentence(text=f"Stage {broken.name} {verb}{reason}", tone=tone)
+    if killed := [stage.name for stage in run.stages if stage.status == "killed"]:
+        return Sentence(text=f"Stage {killed[0]} was killed; the run's command goes on from there.", tone="running")
     running = [stage.name for stage in run.stages if stage.status == "running"]
     if running:
         return Sentence(text=f"The run is still going: {', '.join(running)} is running.", tone="running")

@@ -16,6 +16,7 @@ from evaluation.report.curves import curves
 from evaluation.report.load import load_run
 from evaluation.report.ppo_section import ppo_sections
 from evaluation.report.reward_section import reward_sections
+from pipeline.locks import hold
 
 
 @pytest.fixture
@@ -406,7 +407,8 @@ def test_a_run_in_the_middle_of_ppo_shows_what_there_is(run_dir):
     write(run_dir / "results.json", results)
     (run_dir / "ppo" / "manifest.json").unlink()
     (run_dir / "ppo" / "rollouts.jsonl").unlink()
-    text = Visible(page(run_dir)).text
+    with hold(run_dir):
+        text = Visible(page(run_dir)).text
     assert "ppo is running" in text and "Rollout by rollout" in text and "What each nat bought" not in text
     assert "How it was trained" not in text and "– rollouts" not in text
     assert "rollouts.jsonl is not there" not in text

@@ -17,6 +17,7 @@ from synthetic_run import RESULTS, write, write_run
 from evaluation.report import print_summary, write_report
 from evaluation.report.load import load_run
 from evaluation.report.words import findings, state
+from pipeline.locks import hold
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def printed(run_dir, width=80):
     [
         ("failed", "Stage dpo failed: not made yet"),
         ("interrupted", "Stage dpo was interrupted: not made yet"),
-        ("running", "dpo is running"),
+        ("running", "Stage dpo was killed; the run's command goes on from there."),
         ("pending", "dpo still"),
     ],
 )
@@ -46,7 +47,18 @@ def test_a_run_that_is_not_through_says_where_it_stands(run_dir, status, said):
     ledger["stages"][1]["status"] = status
     write(run_dir / "run.json", ledger)
     assert said in state(load_run(run_dir)).text
-    assert said in printed(run_dir)
+    assert said in " ".join(printed(run_dir).split())
+
+
+def test_a_run_that_is_held_is_still_going(run_dir):
+    """Its processes live on this machine, or it is on another one."""
+    ledger = json.loads((run_dir / "run.json").read_text())
+    ledger["stages"][1]["status"] = "running"
+    write(run_dir / "run.json", ledger)
+    with hold(run_dir):
+        assert state(load_run(run_dir)).text == "The run is still going: dpo is running."
+    write(run_dir / ".holder.json", {"pid": 0, "host": "another"})
+    assert state(load_run(run_dir)).text == "The run is still going: dpo is running."
 
 
 @pytest.mark.parametrize(
