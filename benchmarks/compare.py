@@ -42,7 +42,7 @@ def main() -> None:
         "batch_size": options.batch_size, "accumulation": options.accumulation, "steps": options.steps + 1,
         "max_length": options.max_length, "bf16": bf16, "peer_dtype": options.peer_dtype,
         "adapter_layers": options.adapter_layers, "peer_layers": options.peer_layers, "answer": options.answer,
-        "ppo_epochs": options.ppo_epochs,
+        "ppo_epochs": options.ppo_epochs, "passes": options.passes,
     }  # fmt: skip
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,8 @@ def main() -> None:
 
 def _commands(options: argparse.Namespace, settings: dict[str, Any], base: Path, folder: Path) -> dict[str, list[str]]:
     """How each side is started, on the rows that are written here."""
-    rows, count = folder / "rows.jsonl", settings["steps"] * options.batch_size * options.accumulation
+    per_step = options.batch_size * options.accumulation
+    rows, count = folder / "rows.jsonl", settings["steps"] * per_step // options.passes
     if options.stage == "ppo":
         write_prompts(options.data, base, count, options.prompt, rows)
         programs = {"ours": [sys.executable, "-m", "benchmarks.side_ours_ppo"]}
@@ -79,6 +80,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--base", default="builtin:smollm2-135m-instruct")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="timed optimiser steps, or rollouts of PPO, in each run")
+    parser.add_argument("--passes", type=int, default=1, help="over the rows, within these steps and the first one")
     parser.add_argument("--batch-size", type=int, default=4, help="rows, or pairs, per forward pass")
     parser.add_argument("--accumulation", type=int, help="forward passes per step (default: 1; PPO 2)")
     parser.add_argument("--max-length", type=int, default=512)
@@ -94,6 +96,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.stage == "ppo" and options.trl is None:
         parser.error("--stage ppo needs --trl: the Python of an environment with trl 1.12")
+    if (options.steps + 1) % options.passes or (options.stage == "ppo" and options.passes > 1):
+        parser.error(f"--passes {options.passes} must divide --steps and the untimed first one; PPO has one pass")
     options.accumulation = options.accumulation or (2 if options.stage == "ppo" else 1)
     return options
 

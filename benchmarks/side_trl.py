@@ -1,5 +1,8 @@
 """TRL's side of a comparison: its own trainer as its documentation shows it. Called by `compare`.
 
+It learns from the tokens that our side learns from, and starts from the same adapter and score head, so that the curves
+of both sides can be laid over each other.
+
 python -m benchmarks.side_trl STAGE BASE_FOLDER ROWS.jsonl OPTIONS_JSON
 """
 
@@ -19,6 +22,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, S
 
 from benchmarks.meter import Measured, StepClock, count_work
 from benchmarks.rows import read_rows
+from pipeline.models.heads import new_head
 
 TRAINERS: dict[str, tuple[Any, Any]] = {
     "sft": (SFTTrainer, SFTConfig), "reward": (RewardTrainer, RewardConfig), "dpo": (DPOTrainer, DPOConfig)
@@ -43,17 +47,29 @@ def main() -> None:
     )  # fmt: skip
     task = "SEQ_CLS" if stage == "reward" else "CAUSAL_LM"
     measured = Measured(rows_per_step=options["batch_size"] * options["accumulation"])
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    torch.manual_seed(0)
     trainer = trainer_class(
         model=_model(stage, base, options["peer_dtype"]),
         args=arguments,
-        train_dataset=Dataset.from_list(read_rows(Path(rows_file))),
-        processing_class=AutoTokenizer.from_pretrained(base),
+        train_dataset=Dataset.from_list([_as_text(row, tokenizer) for row in read_rows(Path(rows_file))]),
+        processing_class=tokenizer,
         peft_config=LoraConfig(r=16, lora_alpha=32, task_type=task, **_places(base, options["peer_layers"])),
     )
     count_work(trainer.model, measured)
     trainer.add_callback(StepClock(measured))
     trainer.train()
     measured.print()
+
+
+def _as_text(row: dict[str, Any], tokenizer: Any) -> dict[str, str]:
+    """A row behind the chat template, to whose answers TRL puts the end of turn.
+
+    Of a row of messages it would learn the line break behind the end of turn too, which no answer ever gets to.
+    """
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+    answers = {name: turns[-1]["content"] for name, turns in row.items() if name != "prompt"}
+    return {"prompt": prompt, **answers}
 
 
 def _places(base: str, layers: str) -> dict[str, Any]:
@@ -68,7 +84,9 @@ def _places(base: str, layers: str) -> dict[str, Any]:
 def _model(stage: str, base: str, dtype: str) -> Any:
     options = {"dtype": getattr(torch, dtype)}
     if stage == "reward":
-        return AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **options)
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **options)
+        model.score.weight.data.copy_(new_head(model.config.hidden_size, 0).weight)
+        return model
     return AutoModelForCausalLM.from_pretrained(base, **options)
 
 
