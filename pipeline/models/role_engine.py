@@ -80,7 +80,7 @@ class RoleEngine:
         self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """Take over what as many ranks have saved."""
+        """Take over what as many ranks have saved; within `state_being_read`, as DeepSpeed runs what its files say."""
         self._engine.load_checkpoint(str(folder), tag=_TAG)
 
 

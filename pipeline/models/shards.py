@@ -8,7 +8,7 @@ many of them, in the same order. Layer 2; DeepSpeed is imported only where a par
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,11 @@ def is_spread(parameter: Tensor) -> bool:
 
 def _is_in_pieces(parameter: Any) -> bool:
     return bool(parameter.ds_status.name != "AVAILABLE")
+
+
+def stored_bytes(parameters: Iterable[Tensor]) -> int:
+    """What parameters take on a disk: whole, wherever their shares are, in the type they have here."""
+    return sum(getattr(each, "ds_numel", each.numel()) * each.element_size() for each in parameters)
 
 
 def is_spread_model(model: nn.Module) -> bool:

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import sys
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,9 @@ import torch
 from pipeline import checkpoint
 from pipeline.errors import SourceUnreachableError, TrivetError
 from pipeline.models.load import load_base, load_classifier, load_tokenizer
+from pipeline.models.saved_state import state_being_read
 from pipeline.models.source import identify
+from pipeline.recipe.engines import NO_ENGINE, Engine
 from pipeline.recipe.schema import ModelSettings
 from pipeline.rollouts.foreign import foreign_reward
 from pipeline.runtime import Ranks
@@ -71,10 +74,11 @@ def test_the_payload_would_run(trace, tmp_path):
     trace.rmdir()
 
 
-def test_a_model_of_pickled_weights_is_refused_before_anything_is_loaded(model, trace):
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt2", "weights.pkl"])
+def test_a_model_of_pickled_weights_is_refused_before_anything_is_loaded(model, trace, name):
     (model / "model.safetensors").unlink()
-    torch.save({"w": Payload(trace)}, model / "pytorch_model.bin")
-    with pytest.raises(SourceUnreachableError, match=r"only pytorch_model.bin, which can run code when loaded"):
+    torch.save({"w": Payload(trace)}, model / name)
+    with pytest.raises(SourceUnreachableError, match=f"only {name}, which can run code when loaded"):
         identify(str(model), None)
     with pytest.raises(OSError, match="safetensors"):
         load(model)
@@ -86,6 +90,24 @@ def test_pickled_weights_beside_others_are_left_alone(model, trace):
     load(model)
 
 
+def tensors(**places: tuple[int, int, int]) -> bytes:
+    """A file of weights whose header says of each tensor: so many numbers, from here to there."""
+    entries = {
+        name: {"dtype": "F32", "shape": [numbers], "data_offsets": [begin, end]}
+        for name, (numbers, begin, end) in places.items()
+    }
+    header = json.dumps(entries).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(max(end for _, _, end in places.values()))
+
+
+def test_a_header_that_tells_the_truth_is_read(tmp_path):
+    """The control."""
+    from safetensors.torch import load_file
+
+    (tmp_path / "x.safetensors").write_bytes(tensors(a=(4, 0, 16), b=(4, 16, 32)))
+    assert {name: len(tensor) for name, tensor in load_file(tmp_path / "x.safetensors").items()} == {"a": 4, "b": 4}
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -93,10 +115,14 @@ def test_pickled_weights_beside_others_are_left_alone(model, trace):
         struct.pack("<Q", 2**31) + b"{" * 64,
         struct.pack("<Q", 8) + b"{}      ",
         struct.pack("<Q", 80) + b'{"w": {"dtype": "F32", "shape": [1048576], "data_offsets": [0, 4194304]}}'.ljust(80),
+        tensors(a=(4, 0, 16), b=(4, 8, 24)),
+        tensors(a=(4, 0, 16), b=(4, 0, 16)),
+        tensors(a=(4, 0, 16), b=(4, 24, 40)),
         b"\x80\x04cposix\nsystem\n",
         b"",
     ],
-    ids=["huge header", "header behind the end", "no tensors", "tensor behind the end", "pickle", "empty"],
+    ids=["huge header", "header behind the end", "no tensors", "tensor behind the end", "tensors that overlap",
+         "two tensors in one place", "a gap between tensors", "pickle", "empty"],
 )  # fmt: skip
 def test_weights_whose_header_lies(model, content):
     (model / "model.safetensors").write_bytes(content)
@@ -188,8 +214,74 @@ def test_ppos_state_holds_numbers_only(tmp_path, trace):
 
     for role in ("policy", "value"):
         (saved / f"{role}.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
-    context = SimpleNamespace(checkpoints=tmp_path, ranks=SimpleNamespace(is_first=True))
+    context = SimpleNamespace(
+        checkpoints=tmp_path, ranks=Ranks(0, 0, 1), recipe=SimpleNamespace(stages={}), stage="ppo"
+    )
     keeper = Keeper(context, Nothing(), None)
     with pytest.raises(TrivetError, match="holds more than numbers") as caught:
         keeper.load(saved)
     assert f"Delete {tmp_path}" in str(caught.value)
+
+
+# DeepSpeed's files, which its own reader unpickles whatever they hold
+
+ZERO = Engine("deepspeed", 2)
+
+
+def as_deepspeed_reads(path):
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+    return TorchCheckpointEngine().load(str(path), map_location="cpu")
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """A place for one of ZeRO's files in a checkpoint."""
+    (tmp_path / "checkpoint-4" / "global_step4").mkdir(parents=True)
+    return tmp_path / "checkpoint-4" / "global_step4" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+
+
+def test_deepspeeds_reader_would_run_it(shard, trace):
+    """The control."""
+    torch.save({"optimizer_state_dict": Payload(trace)}, shard)
+    as_deepspeed_reads(shard)
+    assert trace.exists()
+    trace.rmdir()
+
+
+@pytest.mark.parametrize("new_form", [True, False], ids=["archive", "old form"])
+def test_deepspeeds_state_holds_numbers_only(shard, trace, new_form, monkeypatch):
+    torch.save({"optimizer_state_dict": Payload(trace)}, shard, _use_new_zipfile_serialization=new_form)
+    # Whoever lets torch's loader be careless elsewhere does not so here.
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with (
+        pytest.raises(TrivetError, match=r"holds more than numbers \(posix\.mkdir\)") as caught,
+        state_being_read(shard.parents[1], ZERO),
+    ):
+        as_deepspeed_reads(shard)
+    assert f"Delete {shard.parents[2]}" in str(caught.value)
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1" and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_what_deepspeed_itself_saves_is_let_through_and_no_more(shard):
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    scaler = DynamicLossScaler(2.0**16, 1000, 1, 2, False)
+    state = {
+        "loss_scaler": LossScaler(scale=1.0),
+        "fp16": scaler,
+        "zero_stage": ZeroStageEnum.weights,
+        "param_slice_mappings": [OrderedDict(w=fragment_address(numel=3, start=1))],
+        "param_shapes": [OrderedDict(w=torch.Size([2, 2]))],
+        "sparse_tensor_module_names": {"embedding"},
+        "w": torch.arange(4.0),
+    }
+    torch.save(state, shard)
+    with state_being_read(shard.parents[1], ZERO):
+        found = as_deepspeed_reads(shard)
+    assert vars(found["fp16"]) == vars(scaler) and found["zero_stage"] is ZeroStageEnum.weights
+    assert found["param_slice_mappings"] == state["param_slice_mappings"] and torch.equal(found["w"], state["w"])
+    with pytest.raises(TrivetError, match="holds more than numbers"), state_being_read(shard.parents[1], NO_ENGINE):
+        as_deepspeed_reads(shard)
