@@ -79,6 +79,14 @@ class TokenizerEntry(_Record):
         return [name for name in type(self).model_fields if getattr(self, name) != getattr(other, name)]
 
 
+class MemoryEntry(_Record):
+    """The most that any rank's process took while it made an artefact (of a resumed stage, since then), in GiB."""
+
+    process_gib: float
+    gpu_gib: float | None
+    """None without a GPU."""
+
+
 class Manifest(_Record):
     """Everything that is to be known of an artefact."""
 
@@ -105,6 +113,8 @@ class Manifest(_Record):
     files: tuple[FileEntry, ...] = ()
     created: str
     seconds: float
+    memory: MemoryEntry | None = None
+    """None where an older version made the artefact."""
     digest: str = ""
     """Hash of all the above, so that an edited manifest is noticed too."""
 
@@ -147,6 +157,8 @@ def write_seal(made: Artefact) -> None:
         DiskError: the disk is full; the folder stays unsealed.
     """
     write_json_atomically(made.path / MANIFEST, made.manifest.model_dump(mode="json"))
+    # Its own name too: without it a power cut would take the whole folder, and the ledger would say it was done.
+    fsync_path(made.path.parent)
 
 
 def seal(folder: Path, manifest: Manifest) -> Artefact:
@@ -208,7 +220,9 @@ def unseal(folder: Path) -> None:
 
 
 def _digest(manifest: Manifest) -> str:
-    return sha256_json(manifest.model_dump(mode="json", exclude={"digest"}))
+    # What was sealed before memory was counted had no such field.
+    unsaid = {"memory"} if manifest.memory is None else set()
+    return sha256_json(manifest.model_dump(mode="json", exclude={"digest", *unsaid}))
 
 
 def _entry(folder: Path, path: Path) -> FileEntry:

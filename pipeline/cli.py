@@ -32,6 +32,7 @@ from pipeline.starting import (
     record_exit,
     record_run,
     supervisor_of,
+    tells_the_end,
 )
 
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except (Exception, KeyboardInterrupt) as error:
-        code = _fail(options, *ending_of(error, getattr(options, "run_dir", None)))
+        code = _fail(options, error)
     sys.exit(code)
 
 
@@ -157,9 +158,11 @@ def _schema(options: argparse.Namespace) -> int:
     return 0
 
 
-def _fail(options: argparse.Namespace, code: int, sentence: str) -> int:
+def _fail(options: argparse.Namespace, error: BaseException) -> int:
     """Say what went wrong, once however many processes there are."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    folder = getattr(options, "run_dir", None)
+    code, sentence = ending_of(error, folder)
+    if tells_the_end(error, folder):
         print(sentence, file=sys.stderr)
         _record(options, code, sentence)
     return code

@@ -127,37 +127,58 @@ def once(context: StageContext, name: str, compute: Callable[[], dict[str, Any]]
 
 
 def require_same_tokenizer(context: StageContext, mine: TokenizerEntry) -> None:
-    """Refuse parents whose tokens mean something else here.
+    """`require_one_tokenizer` of a stage's parents."""
+    require_one_tokenizer(f"stage {context.stage}", context.parents, mine)
+
+
+def require_one_tokenizer(who: str, artefacts: Mapping[str, Artefact], mine: TokenizerEntry) -> None:
+    """Refuse artefacts whose tokens mean something else here.
+
+    Args:
+        who: uses them, as the sentence is to begin.
+        artefacts: by the role that they play.
+        mine: the tokenizer that they are used with.
 
     Raises:
         TrivetError: naming both sides and what differs.
     """
-    for role, parent in context.parents.items():
-        differing = parent.manifest.tokenizer.differences(mine)
+    for role, found in artefacts.items():
+        differing = found.manifest.tokenizer.differences(mine)
         if differing:
-            theirs = {name: getattr(parent.manifest.tokenizer, name) for name in differing}
+            theirs = {name: getattr(found.manifest.tokenizer, name) for name in differing}
             ours = {name: getattr(mine, name) for name in differing}
             raise TrivetError(
-                f"stage {context.stage}: its {role} {parent.manifest.stage} was made with another tokenizer or chat "
-                f"template ({_short(theirs)}) than this stage uses ({_short(ours)}); give both the same "
-                f"data.chat_template and model.base, or remake it with `--force {parent.manifest.stage}`"
+                f"{who}: its {_called(role, found)} was made with another tokenizer or chat template "
+                f"({_short(theirs)}) than is used here ({_short(ours)}); give both the same data.chat_template and "
+                f"model.base, or remake it with `--force {found.manifest.stage}`"
             )
 
 
 def require_same_base(context: StageContext) -> None:
-    """Refuse parents whose adapter belongs to other base weights.
+    """`require_one_base` of a stage's parents."""
+    require_one_base(f"stage {context.stage}", context.parents, context.base)
+
+
+def require_one_base(who: str, artefacts: Mapping[str, Artefact], mine: BaseIdentity) -> None:
+    """Refuse artefacts whose adapter belongs to other base weights; arguments as for `require_one_tokenizer`.
 
     Raises:
         TrivetError: naming both sides.
     """
-    for role, parent in context.parents.items():
-        base = parent.manifest.base
-        if base.fingerprint != context.base.fingerprint:
+    for role, found in artefacts.items():
+        base = found.manifest.base
+        if base.fingerprint != mine.fingerprint:
             raise TrivetError(
-                f"stage {context.stage}: its {role} {parent.manifest.stage} belongs to base {base.name} "
-                f"({base.fingerprint[:12]}), this run uses {context.base.name} ({context.base.fingerprint[:12]}); "
-                f"remake it with `--force {parent.manifest.stage}`"
+                f"{who}: its {_called(role, found)} belongs to base {base.name} ({base.fingerprint[:12]}), used here "
+                f"is {mine.name} ({mine.fingerprint[:12]}); give both the same model.base, or remake it with "
+                f"`--force {found.manifest.stage}`"
             )
+
+
+def _called(role: str, found: Artefact) -> str:
+    """The evaluation's policies have no role but their name."""
+    stage = found.manifest.stage
+    return stage if role == stage else f"{role} {stage}"
 
 
 def seen_prompts(parents: Mapping[str, Artefact]) -> frozenset[str]:

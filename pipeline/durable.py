@@ -7,13 +7,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.errors import DiskError
 from pipeline.faults import reach
+
+T = TypeVar("T")
+
+_PASSING = (errno.ESTALE, errno.ETIMEDOUT, errno.EIO, errno.EAGAIN)
+"""What a disk says that may answer a moment later."""
+_PAUSES = (0.2, 1.0)
+"""Seconds before the second and the third try."""
 
 
 def cache_folder() -> Path:
@@ -24,7 +32,50 @@ def cache_folder() -> Path:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Hex SHA-256 of a file's bytes.
+
+    Raises:
+        DiskError: the disk did not answer, three times.
+    """
+    return steadily(_digest, path)
+
+
+def steadily(read: Callable[[Path], T], path: Path) -> T:
+    """Read from a disk that may fail to answer for a moment, as those of a network do: three times before giving up.
+
+    What is merely damaged or missing is not tried again: it stays so.
+
+    Raises:
+        DiskError: it did not answer; what stands there is neither good nor bad, and must not be taken for either.
+    """
+    for pause in _PAUSES:
+        try:
+            return read(path)
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+            time.sleep(pause)
+    try:
+        return read(path)
+    except OSError as error:
+        if error.errno not in _PASSING:
+            raise
+        raise DiskError(
+            f"{path} could not be read, tried {len(_PAUSES) + 1} times: {error.strerror}; look at the disk or the "
+            "network it is on, and run the same command again: everything finished so far is kept"
+        ) from error
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file; a disk that does not answer is as in `sha256_file`."""
+    return steadily(_size, path)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -77,8 +128,12 @@ def write_json_atomically(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file written by `write_json_atomically`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Parse a JSON file written by `write_json_atomically`; a disk that does not answer is as in `sha256_file`."""
+    return json.loads(steadily(_text, path))
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def json_lines(path: Path) -> list[str]:
@@ -120,11 +175,40 @@ def full_disk(error: BaseException, folder: Path, needs: int | None = None) -> D
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     if not (full or "No space left" in text or written_short):
         return None
-    free = shutil.disk_usage(_existing(folder)).free / 1e6
-    wanted = "" if needs is None else f", {needs / 1e6:,.1f} MB needed"
+    return _no_room(folder, free_bytes(folder), needs)
+
+
+def require_room(folder: Path, needs: int) -> None:
+    """Refuse to begin to write what the disk cannot take.
+
+    Args:
+        folder: that will be written to; it need not exist yet.
+        needs: bytes that will certainly be written.
+
+    Raises:
+        DiskError: in the words of a disk that has become full.
+    """
+    if (free := free_bytes(folder)) < needs:
+        raise _no_room(folder, free, needs)
+
+
+def free_bytes(folder: Path) -> int:
+    """What is free on the disk of a folder, which need not exist yet."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def size_told(size: int) -> str:
+    """A number of bytes as a person reads it."""
+    if size < 1_000:
+        return f"{size} bytes"
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
+
+
+def _no_room(folder: Path, free: int, needs: int | None) -> DiskError:
+    wanted = "" if needs is None else f", {size_told(needs)} needed"
     return DiskError(
-        f"disk full while writing to {folder} ({free:,.1f} MB free{wanted}); free some space, or point output_dir to "
-        "another disk, and run the same command again: everything finished so far is kept"
+        f"disk full while writing to {folder} ({free / 1e6:,.1f} MB free{wanted}); free some space, or point "
+        "output_dir to another disk, and run the same command again: everything finished so far is kept"
     )
 
 

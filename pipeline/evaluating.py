@@ -37,7 +37,7 @@ def register(commands: Any) -> None:
     evaluate.add_argument("--store", metavar="DIR", help="folder of shared artefacts (default: .store beside the run)")
     evaluate.add_argument("--reward", metavar="FILE:FUNCTION", help="the run's own reward, where it has one")
     evaluate.add_argument("--tasks", metavar="NAME,...", help="benchmarks: mmlu, cmmlu, ceval, hellaswag, gsm8k, ...")
-    evaluate.add_argument("--policies", metavar="NAME,...", help="policies to ask (default: base and all stages')")
+    evaluate.add_argument("--policies", metavar="NAME,...", help="policies to measure (default: base and all stages')")
     evaluate.add_argument("--data", metavar="DIR", help="folder of the benchmarks' files (default: from the hub)")
     evaluate.add_argument("--limit", metavar="N", type=int, help="only the first N questions of each task")
     evaluate.add_argument("--batch-size", metavar="N", type=int, default=BATCH_SIZE, help="questions per forward pass")
@@ -55,18 +55,21 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise DataError(f"{folder} holds no run (recipe.yaml is not there); name a run directory, as in runs/NAME")
     options.run_dir = folder
     loaded = load_recipe(folder / "recipe.yaml", options.overrides, output_dir=str(folder))
-    if options.tasks is None:
-        _refuse_alone(options)
-        return _again(options, loaded)
-    return _benchmarks(options, loaded, folder)
+    if options.tasks is not None:
+        return _benchmarks(options, loaded, folder)
+    _refuse_alone(options)
+    if options.policies is not None:
+        names = _named("--policies", options.policies, [BASE, *_policy_stages(loaded)])
+        changes = [*options.overrides, f"evaluation.policies={json.dumps(names)}"]
+        loaded = load_recipe(folder / "recipe.yaml", changes, output_dir=str(folder))
+    return _again(options, loaded)
 
 
 def _refuse_alone(options: argparse.Namespace) -> None:
     """Options of benchmarks say nothing without any."""
     given = {
-        "--policies": options.policies, "--data": options.data, "--limit": options.limit,
-        "--chat-template": options.chat_template, "--allow-code": options.allow_code, "--json": options.json,
-        "--batch-size": options.batch_size != BATCH_SIZE,
+        "--data": options.data, "--limit": options.limit, "--chat-template": options.chat_template,
+        "--allow-code": options.allow_code, "--json": options.json, "--batch-size": options.batch_size != BATCH_SIZE,
     }  # fmt: skip
     unused = [name for name, value in given.items() if value]
     if unused:
@@ -139,15 +142,18 @@ def _ask(
     from evaluation.benchmarks.harness import Asked
     from evaluation.benchmarks.run import run_benchmarks
     from pipeline.console import Console
+    from pipeline.context import require_one_base
     from pipeline.models.source import identify
     from pipeline.processes import prepare_base
     from pipeline.runtime import resolve_precision, seed_everything
 
     recipe = loaded.recipe
+    base = identify(recipe.model.base, recipe.model.revision)
+    require_one_base(str(folder), artefacts, base)
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
     seed_everything(recipe.seed)
-    base_folder = prepare_base(identify(recipe.model.base, recipe.model.revision), logs / "rank0.log")
+    base_folder = prepare_base(base, logs / "rank0.log")
     with _libraries_in(logs / "benchmarks.log") as terminal:
         run_benchmarks(
             folder.absolute(),
@@ -184,11 +190,15 @@ def _libraries_in(log: Path) -> Iterator[TextIO]:
 
 def _policies(folder: Path, loaded: LoadedRecipe) -> dict[str, Artefact]:
     """The run's sealed policies by stage."""
+    sealed = [name for name in _policy_stages(loaded) if artefact.is_sealed(folder / name)]
+    return {name: artefact.open_artefact(folder / name) for name in sealed}
+
+
+def _policy_stages(loaded: LoadedRecipe) -> list[str]:
+    """The stages that leave a policy, in order."""
     from pipeline.recipe.lineage import POLICY_KINDS
 
-    names = [name for name, stage in loaded.recipe.stages.items() if stage.kind in POLICY_KINDS]
-    sealed = [name for name in names if artefact.is_sealed(folder / name)]
-    return {name: artefact.open_artefact(folder / name) for name in sealed}
+    return [name for name, stage in loaded.recipe.stages.items() if stage.kind in POLICY_KINDS]
 
 
 def _named(flag: str, text: str, known: Sequence[str]) -> list[str]:

@@ -30,6 +30,7 @@ class Ledger:
         self._path = folder / LEDGER
         self._value: dict[str, Any] = {
             "name": name,
+            "order": 1 + max(run_orders(folder.parent).values(), default=0),
             "command": list(command),
             "versions": versions,
             "started": _now(),
@@ -91,6 +92,21 @@ def previous_keys(folder: Path) -> dict[str, str]:
         return {entry["name"]: entry["key"] for entry in read_json(folder / LEDGER)["stages"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def run_orders(parent: Path) -> dict[Path, int]:
+    """The runs in a folder, each with its place in the order in which they were last begun.
+
+    Counted and not timed: clocks of machines differ, and copies of files have other times.
+    """
+    return {path.parent: _order(path) for path in parent.glob(f"*/{LEDGER}")}
+
+
+def _order(ledger: Path) -> int:
+    try:
+        return int(read_json(ledger)["order"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _now() -> str:

@@ -1,16 +1,22 @@
 """What to say when the GPU is full: in which stage, doing what, how much it was, and what to type next. Layer 2.
 
-Each of the edits is valid for the recipe as it stands, keeps its results as far as any can (the global batch stays, as
-accumulation follows), and they come in the order in which to try them.
+The edits come in the order in which to try them: first those that keep the results (the global batch stays, as
+accumulation follows), last those that shorten rows. Only what the recipe takes as it stands is proposed: each edit is
+tried on it as the command line would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
 
+from pipeline.errors import RecipeError
+from pipeline.peak_memory import gpu_peak
+from pipeline.recipe import check_batches, check_engines, loads_recipe
 from pipeline.recipe.engines import Engine
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.stage_settings import PpoSettings, StageSettings
@@ -40,7 +46,15 @@ class Memory:
     total: int
 
 
-def out_of_memory(stage: str, recipe: Recipe, engine: Engine, world_size: int, where: str, memory: Memory) -> str:
+def out_of_memory(
+    stage: str,
+    recipe: Recipe,
+    engine: Engine,
+    world_size: int,
+    where: str,
+    memory: Memory,
+    environment: Mapping[str, str] = os.environ,
+) -> str:
     """The sentence.
 
     Args:
@@ -50,8 +64,10 @@ def out_of_memory(stage: str, recipe: Recipe, engine: Engine, world_size: int, w
         world_size: number of processes.
         where: what was being done, from `phase`.
         memory: of the GPU that was full.
+        environment: of the launch.
     """
-    edits = list(islice(_edits(stage, recipe, engine, world_size), _EDITS))
+    possible = _edits(stage, recipe, engine, world_size)
+    edits = list(islice((each for each in possible if _is_taken(each, recipe, world_size, environment)), _EDITS))
     tries = "; ".join(f"({number}) --set {edit}" for number, edit in enumerate(edits, start=1))
     gib = 1 << 30
     return (
@@ -61,13 +77,13 @@ def out_of_memory(stage: str, recipe: Recipe, engine: Engine, world_size: int, w
 
 
 def gpu_memory() -> Memory:
-    """Of the GPU of this process, since it started."""
+    """Of the GPU of this process, since its stage began."""
     import torch
 
     if not torch.cuda.is_available():
         return Memory(0, 0)
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return Memory(torch.cuda.max_memory_allocated(), total)
+    return Memory(gpu_peak() or 0, total)
 
 
 def phase(traceback: TracebackType | None) -> str:
@@ -91,6 +107,8 @@ def _edits(name: str, recipe: Recipe, engine: Engine, world_size: int) -> Iterat
             yield f"evaluation.batch_size={recipe.evaluation.batch_size // 2}"
         yield f"evaluation.max_new_tokens={max(1, recipe.evaluation.max_new_tokens // 2)}"
         yield from _smaller_base(recipe)
+        yield from _shorter_rows(recipe, "preference")
+        yield from _shorter_rows(recipe, "sft")
         return
     at = f"stages.{name}"
     if isinstance(stage, PpoSettings) and stage.generation_batch_size > 1:
@@ -103,10 +121,24 @@ def _edits(name: str, recipe: Recipe, engine: Engine, world_size: int) -> Iterat
     if engine.kind == "none" or stage.deepspeed != "inherit":
         yield from _stronger_engine(at, recipe, stage, engine, world_size)
     yield from _smaller_base(recipe)
-    data = "sft" if stage.kind == "sft" else "preference"
-    settings = getattr(recipe.data, data)
-    if settings is not None and settings.max_length > 1:
-        yield f"data.{data}.max_length={settings.max_length // 2}"
+    if stage.precision == "fp32":
+        yield f"{at}.precision=bf16"
+    yield from _shorter_rows(recipe, "sft" if stage.kind == "sft" else "preference")
+    if isinstance(stage, PpoSettings):
+        yield f"{at}.max_new_tokens={max(1, stage.max_new_tokens // 2)}"
+    if recipe.model.adapter != "none":
+        yield f"model.adapter.r={max(1, recipe.model.adapter.r // 2)}"
+
+
+def _is_taken(edit: str, recipe: Recipe, world_size: int, environment: Mapping[str, str]) -> bool:
+    """Whether a run of the recipe with the edit gets past all checks, and is another one."""
+    try:
+        loaded = loads_recipe(json.dumps(recipe.model_dump(mode="json", by_alias=True)), "recipe", [edit])
+        check_batches(loaded.recipe, world_size, loaded.places)
+        check_engines(loaded.recipe, environment, loaded.places)
+    except RecipeError:
+        return False
+    return loaded.recipe != recipe
 
 
 def _smaller(size: int) -> int:
@@ -129,5 +161,14 @@ def _stronger_engine(at: str, recipe: Recipe, stage: StageSettings, engine: Engi
 
 
 def _smaller_base(recipe: Recipe) -> Iterator[str]:
+    """Only of a base that is not trained itself."""
     if recipe.model.adapter != "none" and recipe.model.quantization == "none":
         yield "model.quantization=nf4"
+        if recipe.model.dtype in ("auto", "float32"):
+            yield "model.dtype=bfloat16"
+
+
+def _shorter_rows(recipe: Recipe, data: str) -> Iterator[str]:
+    settings = getattr(recipe.data, data)
+    if settings is not None and settings.max_length > 1:
+        yield f"data.{data}.max_length={settings.max_length // 2}"

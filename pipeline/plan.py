@@ -27,7 +27,7 @@ from pipeline.recipe.schema import DataSetSettings, Recipe
 from pipeline.recipe.stage_settings import FUNCTION, RULES, DpoSettings, PpoSettings, RewardSource, StageSettings
 from pipeline.reward_function import RewardFunction
 
-ALGORITHM_VERSIONS = {"sft": 2, "reward": 2, "ppo": 4, "dpo": 2, "evaluation": 5}
+ALGORITHM_VERSIONS = {"sft": 2, "reward": 2, "ppo": 4, "dpo": 2, "evaluation": 6}
 """Raised when a change of ours changes a kind's results, so that older artefacts are not taken for new ones."""
 EVALUATION = "evaluation"
 _NOT_IN_KEYS: dict[str, Any] = {
@@ -208,8 +208,12 @@ def _reward_settings(
 
 
 def _evaluation_settings(recipe: Recipe, base: BaseIdentity, prints: dict[str, list[str]]) -> dict[str, Any]:
+    asked = recipe.evaluation.model_dump(mode="json", exclude=_NOT_JUDGED_BY)
+    if not asked["policies"]:
+        # Evaluations from before there was a choice have it unsaid.
+        del asked["policies"]
     return {
-        "evaluation": recipe.evaluation.model_dump(mode="json", exclude=_NOT_JUDGED_BY),
+        "evaluation": asked,
         # Which stage is the reference, and which reward model the judge, depends on it.
         "order": list(recipe.stages),
         "prompts": recipe.data.prompts.model_dump(mode="json", by_alias=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 from pipeline.assignment import Assignment
 from pipeline.errors import PreemptedError, TrivetError
 from pipeline.models.source import BaseIdentity, ready_folder
-from pipeline.peers import Peers
+from pipeline.peers import GONE_WITHOUT_A_WORD, Peers
 from pipeline.recipe.engines import USE_DEEPSPEED, USE_FSDP, stage_engine
 from pipeline.runtime import PARENT, ROOT, Ranks
 from pipeline.stopping import FLAG
@@ -28,6 +29,11 @@ _PIPE_BYTES = 65536
 _REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _GRACE_SECONDS = 15.0
 """How long a worker may go on after another rank's has failed: long enough to fail by itself and say why."""
+_LAST_WORD_SECONDS = 15.0
+"""How much longer to wait for the word of a rank that lives, whose worker cannot even be killed."""
+_OF_PEERS = re.compile(r"closed by peer|Connection (reset|refused)|Broken pipe|[Tt]imed ?out|[Tt]imeout|SIGABRT")
+"""What a worker says that has lost another rank's, or waited for it in vain. Libraries also give up by an abort."""
+_HUNG = "the worker hung: it neither went on nor ended after another rank's had failed, and was killed"
 _LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "deepspeed")
 
 
@@ -209,20 +215,21 @@ def _wait(worker: subprocess.Popen[bytes], peers: Peers, ranks: Ranks, hears: in
             told = True
         if deadline is None and peers.any_failed():
             deadline = time.monotonic() + _GRACE_SECONDS
-        if deadline is not None and time.monotonic() > deadline:
+        # Until a rank counts as gone, what waits for it had time enough to fail by itself.
+        if (deadline is not None and time.monotonic() > deadline) or peers.gone():
             left_behind = True
             worker.kill()
     if FLAG.asked:
         peers.ask_to_stop()
-    ending = _ending(worker.returncode, hears, peers.asked_to_stop())
+    ending = _ending(worker.returncode, hears, peers.asked_to_stop(), left_behind=left_behind)
     # An abort is how a library gives up on a peer that is gone.
     slain = worker.returncode < 0 and worker.returncode != -signal.SIGABRT and not left_behind
-    outcome = {"rank": ranks.rank, "time": time.time(), "slain": slain, **ending}
+    outcome = {"rank": ranks.rank, "slain": slain, "left_behind": left_behind, **ending}
     peers.report(outcome)
     return outcome
 
 
-def _ending(returncode: int, hears: int, asked: bool) -> dict[str, Any]:
+def _ending(returncode: int, hears: int, asked: bool, *, left_behind: bool) -> dict[str, Any]:
     try:
         return dict(json.loads(os.read(hears, _PIPE_BYTES)))
     except (OSError, ValueError):
@@ -230,6 +237,8 @@ def _ending(returncode: int, hears: int, asked: bool) -> dict[str, Any]:
             # It had not come as far as listening for requests, so nothing was begun either.
             sentence = "asked to stop before it had begun; run the same command again to go on"
             return {"code": PreemptedError.exit_code, "sentence": sentence}
+        if left_behind:
+            return {"code": 1, "sentence": _HUNG}
         if returncode < 0:
             name = signal.Signals(-returncode).name
             hint = " (out of memory?)" if name == "SIGKILL" else ""
@@ -238,18 +247,46 @@ def _ending(returncode: int, hears: int, asked: bool) -> dict[str, Any]:
 
 
 def _first_fault(mine: dict[str, Any], peers: Peers, ranks: Ranks) -> dict[str, Any]:
-    """The outcome that explains the others.
-
-    A reason of its own comes first, then a death, then the earliest: a peer may well notice a broken connection, and
-    say so, before the supervisor of the rank that died has looked.
-    """
+    """The outcome that explains the others, once every rank has said how it ended, or is not going to."""
     if ranks.world_size == 1:
         return mine
-    while len(outcomes := peers.outcomes()) < ranks.world_size:
+    deadline: float | None = None
+    while True:
+        outcomes, gone = peers.outcomes(), peers.gone()
+        missing = set(range(ranks.world_size)) - set(outcomes)
+        if deadline is None and (gone or peers.any_failed()):
+            deadline = time.monotonic() + _GRACE_SECONDS + _LAST_WORD_SECONDS
+        if missing <= gone or (deadline is not None and time.monotonic() > deadline):
+            break
         time.sleep(_POLL_SECONDS)
     faults = [outcome for outcome in outcomes.values() if outcome["code"]]
+    faults += [_of_a_lost_rank(rank) if rank in gone else _of_a_mute_rank(rank) for rank in missing]
     return min(faults, key=_how_far_from_the_cause) if faults else mine
 
 
-def _how_far_from_the_cause(outcome: dict[str, Any]) -> tuple[bool, bool, float]:
-    return outcome["code"] == 1, not outcome["slain"], outcome["time"]
+def _of_a_lost_rank(rank: int) -> dict[str, Any]:
+    return {"rank": rank, "code": 1, "gone": True, "sentence": GONE_WITHOUT_A_WORD}
+
+
+def _of_a_mute_rank(rank: int) -> dict[str, Any]:
+    return {"rank": rank, "code": 1, "left_behind": True, "sentence": "its worker hung, and cannot be killed"}
+
+
+def _how_far_from_the_cause(outcome: dict[str, Any]) -> tuple[int, int]:
+    """A reason of its own comes first, then a death; what merely follows from another rank's end comes last.
+
+    Among equals it is the one that was noticed first: a peer may well notice a broken connection, and say so, before
+    the supervisor of the rank that died has looked. A worker that hangs explains those that waited for it in vain, and
+    is itself explained by any error but theirs.
+    """
+    code, of_peers = outcome["code"], _OF_PEERS.search(outcome["sentence"])
+    distances = (
+        code not in (1, PreemptedError.exit_code),
+        outcome.get("gone"),
+        code != 1,
+        outcome.get("slain"),
+        not outcome.get("left_behind") and not of_peers,
+        outcome.get("left_behind"),
+        True,
+    )
+    return next(place for place, found in enumerate(distances) if found), outcome.get("order", 0)

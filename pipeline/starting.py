@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.console import Console
 from pipeline.durable import full_disk, write_text_atomically
 from pipeline.errors import BusyError, DiskError, PreemptedError, TrivetError
+from pipeline.peers import PeerGone
 from pipeline.redaction import redacted
 from pipeline.run_dir import is_run_dir
 from pipeline.stopping import FLAG
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from pipeline.plan import Decision
     from pipeline.runtime import Ranks
     from pipeline.supervisor import Supervisor
+
+
+_LATE_SECONDS = 2.0
 
 
 def supervisor_of(options: argparse.Namespace, ranks: Ranks, console: Console) -> Supervisor:
@@ -102,6 +107,24 @@ def ending_of(error: BaseException, folder: Path | None) -> tuple[int, str]:
         return full.exit_code, str(full)
     traceback.print_exception(error)
     return 1, f"unexpected {type(error).__name__}: {error}"
+
+
+def tells_the_end(error: BaseException, folder: Path | None) -> bool:
+    """Whether it is this rank that says how the run ended: the first, or one of each machine where that is gone.
+
+    Args:
+        error: what ended it.
+        folder: the run directory.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    if rank == 0:
+        return True
+    if not isinstance(error, PeerGone) or (rank > 1 and int(os.environ.get("LOCAL_RANK", 0))):
+        return False
+    # Ended in good order it has said why, and a shared disk may show it late.
+    time.sleep(_LATE_SECONDS)
+    told = (folder and folder / "exit.json", Path(os.environ.get("TRIVET_EXIT_FILE") or os.devnull))
+    return not any(path and path.is_file() for path in told)
 
 
 def record_exit(code: int, sentence: str) -> None:

@@ -19,7 +19,7 @@ from pipeline.console import duration
 from pipeline.durable import read_json
 from pipeline.errors import RecipeError
 from pipeline.holders import holder_is_gone
-from pipeline.ledger import LEDGER
+from pipeline.ledger import LEDGER, run_orders
 from pipeline.slurm.record import SubmittedJob, job_states, read_jobs
 from pipeline.tracking import read_metrics
 
@@ -56,7 +56,7 @@ class RunStatus:
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add what `trivet status` takes."""
-    parser.add_argument("run", nargs="?", metavar="RUN", help="run directory (default: the one in runs/ changed last)")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="run directory (default: the one in runs/ begun last)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(action=_status)
 
@@ -89,7 +89,8 @@ def look(folder: Path) -> RunStatus:
         folder=str(folder),
         stages=tuple(stages),
         jobs=tuple((job.name, job.job_id, states.get(job.job_id) or _ended(folder, job)) for job in jobs),
-        exit=None if running else _outcome(folder, jobs),
+        # Whoever speaks last on a run, itself or a job script in its place, says it there.
+        exit=None if running else _read(folder / "exit.json"),
     )
 
 
@@ -124,13 +125,6 @@ def _left(lines: Sequence[Mapping[str, Any]], steps: int | None) -> float | None
     if done <= 0:
         return None
     return max(0.0, (last["time"] - first["time"]) / done * (steps - last["step"]))
-
-
-def _outcome(folder: Path, jobs: Sequence[SubmittedJob]) -> dict[str, Any] | None:
-    """How the last attempt ended: as the run says, or as a job script had to say in its place."""
-    candidates = [folder / "exit.json", *(folder / "slurm").glob("exit-*.json")]
-    written = sorted((path for path in candidates if path.is_file()), key=lambda path: path.stat().st_mtime)
-    return _read(written[-1]) if written else None
 
 
 def _ended(folder: Path, job: SubmittedJob) -> str:
@@ -169,15 +163,15 @@ def _progress(stage: StageStatus) -> str:
 
 
 def _latest() -> Path:
-    """The run directory below `runs` that changed last.
+    """The run directory below `runs` that was begun last.
 
     Raises:
         RecipeError: there is none.
     """
-    ledgers = sorted(Path("runs").glob(f"*/{LEDGER}"), key=lambda path: path.stat().st_mtime)
-    if not ledgers:
+    orders = run_orders(Path("runs"))
+    if not orders:
         raise RecipeError("there is no run in runs/; name a run directory, such as `trivet status runs/alpaca-dpo`")
-    return ledgers[-1].parent
+    return max(sorted(orders), key=lambda folder: orders[folder])
 
 
 def _others(folder: Path) -> str:

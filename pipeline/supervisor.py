@@ -72,9 +72,15 @@ class Supervisor:
         """Bring every node to its sealed artefact, or raise what stopped it."""
         self._require_stage_names()
         self._peers = Peers(self._ranks)
-        if not self._ranks.is_first:
-            self._follow()
-            return
+        try:
+            if self._ranks.is_first:
+                self._lead_all()
+            else:
+                self._follow()
+        finally:
+            self._peers.close()
+
+    def _lead_all(self) -> None:
         try:
             self._make_folders()
             with hold(self._folder):
@@ -262,6 +268,7 @@ class Supervisor:
             if order["do"] == "run":
                 outcome = self._work(Assignment.from_json(order["assignment"]), order["port"])
                 if outcome["code"]:
+                    self._peers.leave()
                     # A launcher ends all ranks as soon as one has failed, and the first has yet to say why.
                     time.sleep(_FOLLOWER_SECONDS)
                     raise StageFailed(outcome["code"], "")

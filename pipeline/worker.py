@@ -16,13 +16,14 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import nullcontext
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline import artefact, faults
-from pipeline.artefact import Artefact, BaseModelEntry, Manifest, ParentEntry
+from pipeline import artefact, faults, peak_memory
+from pipeline.artefact import Artefact, BaseModelEntry, Manifest, MemoryEntry, ParentEntry
 from pipeline.assignment import MOST_WORDS, Assignment
 from pipeline.console import Console, inherited_console, terminal_console
 from pipeline.context import Stage, StageContext, StageResult
@@ -138,11 +139,12 @@ def _run_alone(assignment: Assignment, stop: StopRequest, console: Console, rank
         # Half-written results of an interrupted attempt go; its checkpoints and metrics stay.
         clear(folder, keep={"metrics.jsonl", *artefact.WORKING_NAMES})
     started = time.time()
-    _start_peers(ranks)
+    peak_memory.begin()
+    recipe = Recipe.model_validate(assignment.recipe)
+    _start_peers(ranks, recipe)
     if any(gather_lists([made_meanwhile])):
         console.say("made by another run in the meantime")
         return
-    recipe = Recipe.model_validate(assignment.recipe)
     parents = {role: artefact.open_artefact(Path(path)) for role, path in assignment.parents.items()}
     tracker = _tracker(assignment, recipe, ranks, console, folder)
     context = StageContext(
@@ -163,8 +165,9 @@ def _run_alone(assignment: Assignment, stop: StopRequest, console: Console, rank
     result = stage(context)
     faults.reach("stage.finished", folder)
     barrier()
+    memory = _memory(gather_lists([peak_memory.peak()]))
     if ranks.is_first:
-        manifest = _manifest(assignment, context, result, parents, time.time() - started)
+        manifest = _manifest(assignment, context, result, parents, time.time() - started, memory)
         made = artefact.completed(context.folder, manifest)
         tracker.made(made, tuple(parents.values()))
         tracker.finish()
@@ -175,8 +178,8 @@ def _run_alone(assignment: Assignment, stop: StopRequest, console: Console, rank
     barrier()
 
 
-def _start_peers(ranks: Ranks) -> None:
-    """Join the other ranks' workers at this stage's own rendezvous."""
+def _start_peers(ranks: Ranks, recipe: Recipe) -> None:
+    """Join the other ranks' workers at this stage's own rendezvous; whoever hangs is waited for so long."""
     if ranks.world_size == 1:
         return
     import torch
@@ -184,7 +187,8 @@ def _start_peers(ranks: Ranks) -> None:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local_rank)
-    PartialState(cpu=not torch.cuda.is_available())
+    patience = {} if recipe.rank_timeout is None else {"timeout": timedelta(seconds=recipe.rank_timeout)}
+    PartialState(cpu=not torch.cuda.is_available(), **patience)
 
 
 def _tracker(assignment: Assignment, recipe: Recipe, ranks: Ranks, console: Console, folder: Path) -> Tracker:
@@ -204,9 +208,18 @@ def _tracker(assignment: Assignment, recipe: Recipe, ranks: Ranks, console: Cons
     return Tracker(folder / "metrics.jsonl", assignment.stage, mirror)
 
 
+def _memory(peaks: Sequence[peak_memory.Peak]) -> MemoryEntry:
+    """Of all ranks the one that took most."""
+    on_gpus = [peak.gpu for peak in peaks if peak.gpu is not None]
+    process_gib = max(peak.process for peak in peaks) / peak_memory.GIB
+    gpu_gib = round(max(on_gpus) / peak_memory.GIB, 3) if on_gpus else None
+    return MemoryEntry(process_gib=round(process_gib, 3), gpu_gib=gpu_gib)
+
+
 def _manifest(
-    assignment: Assignment, context: StageContext, result: StageResult, parents: dict[str, Artefact], seconds: float
-) -> Manifest:
+    assignment: Assignment, context: StageContext, result: StageResult, parents: dict[str, Artefact], seconds: float,
+    memory: MemoryEntry,
+) -> Manifest:  # fmt: skip
     return Manifest(
         kind=cast(Any, _KINDS.get(assignment.kind, "policy")),
         stage=assignment.stage,
@@ -233,6 +246,7 @@ def _manifest(
         metrics=result.metrics,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
+        memory=memory,
     )
 
 

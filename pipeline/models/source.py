@@ -109,7 +109,9 @@ def _require_model_files(folder: Path, where: str) -> None:
         )
     _require_tokenizer(folder, where)
     if not list(folder.glob("*.safetensors")):
-        found = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+        found = sorted(
+            path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pt2", ".pth", ".ckpt", ".pkl"}
+        )
         what = f"only {', '.join(found)}, which can run code when loaded" if found else "no weights"
         raise SourceUnreachableError(
             f"{where}: folder {folder} has no .safetensors file ({what}); convert it with "

@@ -16,7 +16,15 @@ from pipeline.recipe.batch import accumulation_steps
 from pipeline.recipe.checks_heldout import check_heldout, check_watch
 from pipeline.recipe.checks_ppo import check_ppo
 from pipeline.recipe.foreign import NO_SECRETS, secrets_in, trainer_arg_problem
-from pipeline.recipe.lineage import BASE, earlier, heldout_reward, used_data, why_not, written_start
+from pipeline.recipe.lineage import (
+    BASE,
+    POLICY_KINDS,
+    earlier,
+    heldout_reward,
+    used_data,
+    why_not,
+    written_start,
+)
 from pipeline.recipe.places import KeyPath, Places, Problem
 from pipeline.recipe.schema import DataSetSettings, Recipe
 from pipeline.recipe.source import REPOSITORY
@@ -150,6 +158,12 @@ def _evaluation(recipe: Recipe) -> Iterator[Problem]:
     if asked.best_of_n and not scores:
         text = "there is nothing to choose the best by; add a reward stage, and keep score in evaluation.tasks"
         yield Problem(("evaluation", "best_of_n"), text)
+    policies = [BASE, *(name for name, stage in recipe.stages.items() if stage.kind in POLICY_KINDS)]
+    for index, name in enumerate(asked.policies):
+        if name not in policies:
+            near = nearest(name, policies)
+            meant = f"; did you mean '{near}'?" if near else f" (there are: {', '.join(policies)})"
+            yield Problem(("evaluation", "policies", index), f"'{name}' is no policy of this recipe{meant}")
     if asked.judge is not None and not asked.tasks:
         text = "evaluation.tasks is empty, so nothing is evaluated; write at least one task"
         yield Problem(("evaluation", "judge"), text)

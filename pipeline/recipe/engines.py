@@ -131,6 +131,12 @@ def _against_deepspeed(recipe: Recipe, name: str, stage: StageSettings, asked: E
             "blocks with scales of their own, which DeepSpeed does not see; use zero2, which keeps the base whole on "
             "every GPU, or set model.quantization: none"
         )
+    adapter = recipe.model.adapter
+    if adapter != "none" and adapter.type == "dora" and asked.spreads_parameters:
+        yield (
+            f"DoRA takes norms of the base's weights in every pass, and under {asked} no rank has them; use zero2, or "
+            "model.adapter.type: lora"
+        )
     if isinstance(stage, PpoSettings):
         yield from _against_ppo(recipe, name, stage, asked)
     if isinstance(stage, RewardSettings) and stage.ensemble > 1:
@@ -142,11 +148,6 @@ def _against_deepspeed(recipe: Recipe, name: str, stage: StageSettings, asked: E
 
 def _against_ppo(recipe: Recipe, name: str, stage: PpoSettings, asked: Engine) -> Iterator[str]:
     adapter = recipe.model.adapter
-    if adapter != "none" and adapter.type == "dora" and asked.spreads_parameters:
-        yield (
-            f"DoRA takes norms of the base's weights in every pass, and under {asked} no rank has them; use zero2, or "
-            "model.adapter.type: lora"
-        )
     if stage.stop_kl is not None and (adapter == "none" or not asked.spreads_parameters):
         yield (
             f"{asked} holds gradients that stop_kl would have to take back, for which it has no call; write "

@@ -182,6 +182,11 @@ class EvaluationSettings(Settings):
         description="What to measure; an empty list skips evaluation. score: by the recipe's last reward model. "
         "overlap: BLEU, chrF and ROUGE-L where the data has good answers; needs the extra `eval`.",
     )
+    policies: tuple[StageName, ...] = Field(
+        (),
+        description="Measure these alone, `base` or stages, beside the reference, which all are measured against. "
+        "Unsaid: every policy of the run.",
+    )
     prompts: PositiveInt = Field(150, description="Held-out prompts answered greedily and scored by rule.")
     kl_prompts: PositiveInt = Field(48, description="Held-out prompts answered by sampling, for the KL estimate.")
     max_new_tokens: PositiveInt = Field(64, description="Longest answer.")
@@ -218,6 +223,11 @@ class Recipe(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="Name of the run.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(17, description="Seeds everything that is random.")
     output_dir: str | None = Field(None, description="Run directory (default: runs/<name>).")
+    rank_timeout: PositiveInt | None = Field(
+        None,
+        description="Seconds that a rank waits for another before it takes it for hung, and the run ends; longer than "
+        "any rank works alone, such as your reward function on the first. Default: torch's, 600 on GPUs, 1800 on CPUs.",
+    )
     model: ModelSettings = Field(default_factory=ModelSettings)
     data: DataSettings
     stages: dict[StageName, AnyStage] = Field(min_length=1, description="Stages in the order they run.")

@@ -24,9 +24,9 @@ from pipeline.batches import by_length, pad_left
 from pipeline.faults import reach
 from pipeline.models import adapters
 from pipeline.models.forward import VocabularyHead, evaluating
-from pipeline.rollouts.answers import Answer, Progress, Sampling, cut_at_stop
+from pipeline.rollouts.answers import Answer, Progress, Sampling, agree_to_go_on, asked, cut_at_stop
 from pipeline.rollouts.decoding import Choice, Largest, decode, streaming_head
-from pipeline.runtime import Ranks, autocast, gather_lists
+from pipeline.runtime import Ranks, StopRequest, autocast, gather_lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,11 @@ class Generator:
     padded: bool = False
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        stop: StopRequest | None = None,
     ) -> list[Answer]:
         """One answer per prompt, in the prompts' order; a sampled answer depends on the seed and its place alone."""
         reach("answers.begun")
@@ -67,11 +71,14 @@ class Generator:
         ):  # fmt: skip
             head = None if self.padded or not mine else streaming_head(self.model)
             for batch in by_length([len(prompts[index]) for index in mine], self.batch_size):
+                if asked(stop):
+                    break
                 picked = [mine[index] for index in batch]
                 answers = self._batch([prompts[index] for index in picked], picked, sampling, head)
                 found.update(zip(picked, answers, strict=True))
                 if progress is not None:
                     progress(len(found), len(mine))
+        agree_to_go_on(stop)
         return gather_lists([found[index] for index in mine])
 
     def _batch(

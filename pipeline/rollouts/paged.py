@@ -27,9 +27,9 @@ import torch
 from pipeline.errors import TrivetError
 from pipeline.models.forward import causal_model
 from pipeline.models.stream_attention import STREAMS
-from pipeline.rollouts.answers import Answer, Progress, Sampling, cut_at_stop
+from pipeline.rollouts.answers import Answer, Progress, Sampling, agree_to_go_on, asked, cut_at_stop
 from pipeline.rollouts.generate import place_seed, without_own_settings
-from pipeline.runtime import Ranks, gather_lists
+from pipeline.runtime import Ranks, StopRequest, gather_lists
 
 CHUNK = 1024
 """Tokens that go forward together at most, unless more answers are under way: longer prompts are read in parts."""
@@ -52,7 +52,11 @@ class PagedGenerator:
     ranks: Ranks
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        stop: StopRequest | None = None,
     ) -> list[Answer]:
         """One answer per prompt, in the prompts' order, with the sampler's log-probabilities unless greedy.
 
@@ -62,15 +66,18 @@ class PagedGenerator:
         mine = [list(prompt) for prompt in prompts[self.ranks.rank :: self.ranks.world_size]]
         if progress is not None:
             progress(0, len(mine))
-        found = self._generated(mine, sampling, progress) if mine else []
+        found = self._generated(mine, sampling, progress, stop) if mine else []
+        agree_to_go_on(stop)
         return gather_lists(found)
 
-    def _generated(self, prompts: list[list[int]], sampling: Sampling, progress: Progress | None) -> list[Answer]:
+    def _generated(
+        self, prompts: list[list[int]], sampling: Sampling, progress: Progress | None, stop: StopRequest | None
+    ) -> list[Answer]:
         inner = causal_model(self.model)
         try:
             with _left_as_found(inner), without_own_settings(self.model):
-                asked = _sampling(sampling, self.stop_ids)
-                results = _run(inner, prompts, self._config(prompts, sampling), asked, progress)
+                how = _sampling(sampling, self.stop_ids)
+                results = _run(inner, prompts, self._config(prompts, sampling), how, progress, stop)
         except ValueError as error:
             raise TrivetError(
                 f"rollout_engine: paged cannot run {type(inner).__name__} ({error}); use rollout_engine: generate"
@@ -118,8 +125,18 @@ def _sampling(sampling: Sampling, stop_ids: Sequence[int]) -> Any:
     )
 
 
-def _run(inner: Any, prompts: list[list[int]], config: Any, sampling: Any, progress: Progress | None) -> list[Any]:
-    """Results in the prompts' order; `generate_batch` would begin before all requests wait, and swallow errors."""
+def _run(
+    inner: Any,
+    prompts: list[list[int]],
+    config: Any,
+    sampling: Any,
+    progress: Progress | None,
+    stop: StopRequest | None,
+) -> list[Any]:
+    """Results in the prompts' order, or none if asked to stop.
+
+    `generate_batch` would begin before all requests wait, and swallow errors.
+    """
     if inner.device.type == "cuda":
         # What the trainer's allocator keeps for itself counts as taken.
         torch.cuda.empty_cache()
@@ -129,6 +146,8 @@ def _run(inner: Any, prompts: list[list[int]], config: Any, sampling: Any, progr
         names = manager.add_requests(prompts, max_new_tokens=sampling.max_new_tokens)
         manager.start()
         while len(found) < len(names):
+            if asked(stop):
+                return []
             result = manager.get_result(timeout=1)
             if result is not None and result.error is None:
                 found[result.request_id] = result

@@ -16,6 +16,7 @@ from pipeline.artefact import (
     BaseModelEntry,
     DamagedArtefactError,
     Manifest,
+    MemoryEntry,
     ParentEntry,
     TokenizerEntry,
     is_sealed,
@@ -93,6 +94,23 @@ def test_what_was_sealed_is_what_is_opened(folder):
     assert opened == sealed
     assert opened.manifest.model_copy(update={"files": (), "digest": ""}) == manifest()
     assert opened.weights == folder / "adapter"
+
+
+def test_what_was_sealed_before_memory_was_counted_still_opens(folder):
+    """And a figure that was put in, changed or taken out afterwards is an edit like any other."""
+    seal(folder, manifest())
+    written = json.loads((folder / MANIFEST).read_text())
+    assert written.pop("memory") is None
+    (folder / MANIFEST).write_text(json.dumps(written))
+    assert open_artefact(folder).manifest.memory is None
+    took = {"process_gib": 1.5, "gpu_gib": None}
+    (folder / MANIFEST).write_text(json.dumps({**written, "memory": took}))
+    assert "it was edited or damaged" in refused(folder)
+    sealed = seal(folder, manifest(memory=MemoryEntry(**took)))
+    assert open_artefact(folder) == sealed
+    written = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**written, "memory": None}))
+    assert "it was edited or damaged" in refused(folder)
 
 
 def test_every_result_is_listed_and_no_working_file(folder):

@@ -273,6 +273,37 @@ def fill(folder) -> None:
             assert error.errno == errno.ENOSPC
 
 
+def test_a_checkpoint_that_will_not_fit_is_not_begun(small_disk):
+    """By what is expected where there is none yet, by the size of the one before where there is."""
+    new = small_disk / "checkpoint-4"
+    with pytest.raises(DiskError, match=r"3\.0 MB needed"), checkpoint.being_written(new, 3_000_000):
+        raise AssertionError("it was begun")
+    with checkpoint.being_written(new, 1_000):
+        written(small_disk, 4, content=b"w" * 10_500)
+    commit(new)
+    with (
+        pytest.raises(DiskError, match=r"1\.1 MB needed"),
+        checkpoint.being_written(small_disk / "checkpoint-6", 1_000),
+    ):
+        raise AssertionError("it was begun")
+    # Another process's part is not looked at: the first one's is on the disk already.
+    with checkpoint.being_written(small_disk / "checkpoint-6"):
+        pass
+    assert newest_complete(small_disk) == (new, [])
+
+
+def test_before_a_stage_trains_the_disk_is_looked_at(small_disk):
+    folder = small_disk / "sft" / "checkpoints"
+    assert checkpoint.will_fit(folder, 500_000) == ""
+    said = checkpoint.will_fit(folder, 1_500_000)
+    assert str(folder) in said and "first checkpoint of about 1.5 MB fits" in said and "output_dir" in said
+    with pytest.raises(DiskError, match=r"3\.0 MB needed"):
+        checkpoint.will_fit(folder, 3_000_000)
+    folder.mkdir(parents=True)
+    committed(folder, 2)
+    assert checkpoint.will_fit(folder, 3_000_000) == "", "what is there says how large they are"
+
+
 def test_a_really_full_disk_at_any_point_keeps_the_last_good_one(small_disk):
     """Ten saves that run into the end of a 2 MB disk; room is made, and the same save goes through."""
     draw = random.Random(0)

@@ -14,8 +14,10 @@ from pipeline.durable import (
     full_disk_named,
     json_lines,
     read_json,
+    require_room,
     sha256_file,
     sha256_json,
+    size_told,
     write_json_atomically,
     write_text_atomically,
 )
@@ -182,6 +184,30 @@ def test_a_really_full_disk(small_disk):
     assert os.listdir(small_disk) == ["a.json"]
     write_json_atomically(path, {"new": "x" * 300_000})
     assert len(read_json(path)["new"]) == 300_000
+
+
+def test_what_does_not_fit_is_not_begun(small_disk):
+    require_room(small_disk / "not" / "yet", 1_500_000)
+    with pytest.raises(DiskError) as caught:
+        require_room(small_disk / "not" / "yet", 3_000_000)
+    said = str(caught.value)
+    assert f"disk full while writing to {small_disk}" in said and "MB free, 3.0 MB needed" in said
+    assert os.listdir(small_disk) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1_000, "1.0 kB"),
+        (99_999, "100.0 kB"),
+        (100_000, "0.1 MB"),
+        (3 * 10**9, "3,000.0 MB"),
+    ],
+)
+def test_sizes_are_told_in_units_that_show_them(size, said):
+    assert size_told(size) == said
 
 
 def test_torch_and_safetensors_on_a_really_full_disk(small_disk):

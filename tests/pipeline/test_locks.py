@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -16,14 +15,12 @@ from pipeline.locks import WORK_LOCK, clear, hold, tidy, work_on
 from pipeline.runtime import ROOT
 
 HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
 from pipeline.errors import BusyError, TrivetError
 from pipeline.locks import hold, work_on
-folder, start = Path(sys.argv[1]), Path(sys.argv[2])
-which = work_on(folder, 0.0) if "work" in sys.argv[3] else hold(folder)
-while "later" in sys.argv[3] and not start.exists():
-    time.sleep(0.001)
+folder = Path(sys.argv[1])
+which = work_on(folder, 0.0) if sys.argv[2] == "work" else hold(folder)
 try:
     with which:
         print("held", flush=True)
@@ -33,10 +30,37 @@ except BusyError as error:
 """
 
 
-def start(folder, mode="now", go="/nowhere"):
+MANY = """
+import os, sys, time
+from pathlib import Path
+from pipeline.errors import BusyError
+from pipeline.locks import hold
+folder, go, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+children = []
+for _ in range(number):
+    child = os.fork()
+    if not child:
+        os.write(1, b"ready\\n")
+        while not go.exists():
+            time.sleep(0.002)
+        try:
+            with hold(folder):
+                os.write(1, b"held\\n")
+                sys.stdin.read()
+        except BusyError as error:
+            os.write(1, f"busy {error.exit_code}\\n".encode())
+        os._exit(0)
+    children.append(child)
+for child in children:
+    os.waitpid(child, 0)
+"""
+"""Processes that all wait for one moment, forked: to start fifty would take seconds."""
+
+
+def start(folder, mode="now"):
     """A process that takes the lock, says so, and keeps it until its standard input is closed."""
     return subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder), str(go), mode],
+        [sys.executable, "-c", HOLDER, str(folder), mode],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -90,13 +114,18 @@ def test_of_many_simultaneous_starts_exactly_one_wins(tmp_path):
     go = tmp_path / "go"
     folder = tmp_path / "run"
     folder.mkdir()
-    processes = [start(folder, "later", go) for _ in range(20)]
-    time.sleep(1.5)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", MANY, str(folder), str(go), "50"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert [parent.stdout.readline() for _ in range(50)] == ["ready\n"] * 50
     go.write_text("")
-    said = [process.stdout.readline() for process in processes]
-    for process in processes:
-        end(process)
-    assert sorted(said) == ["busy 73\n"] * 19 + ["held\n"]
+    said = [parent.stdout.readline() for _ in range(50)]
+    end(parent)
+    assert sorted(said) == ["busy 73\n"] * 49 + ["held\n"]
 
 
 def test_held_again_after_the_block_even_when_it_raised(tmp_path):

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pipeline import cli, worker
 from pipeline import out_of_memory as module
-from pipeline import worker
 from pipeline.out_of_memory import Memory, out_of_memory, phase
-from pipeline.recipe import check_batches, check_engines, loads_recipe
+from pipeline.recipe import loads_recipe
 from pipeline.recipe.engines import stage_engine
 from pipeline.runtime import ROOT
 
@@ -22,7 +22,8 @@ GIB = 1 << 30
 def sentence(stage, *overrides, world_size=1, deepspeed="none", environment=None):
     recipe = loads_recipe(TEXT, "r.yaml", overrides).recipe
     engine = stage_engine(deepspeed, environment or {})
-    return out_of_memory(stage, recipe, engine, world_size, "a training step", Memory(23 * GIB, 24 * GIB))
+    memory = Memory(23 * GIB, 24 * GIB)
+    return out_of_memory(stage, recipe, engine, world_size, "a training step", memory, environment or {})
 
 
 def edits(text):
@@ -49,15 +50,37 @@ def test_it_names_stage_phase_peak_and_what_to_type():
         ("model.quantization=nf4",),
     ],
 )
-def test_every_edit_is_taken_and_changes_something(stage, world_size, overrides):
+def test_three_edits_that_pass_the_plan_and_change_something(
+    stage, world_size, overrides, tmp_path, monkeypatch, capsys
+):
+    """Typed as the sentence says, behind what was typed before."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size)}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "r.yaml").write_text(TEXT)
     tries = edits(sentence(stage, *overrides, world_size=world_size))
-    assert 2 <= len(tries) <= 3 and len(set(tries)) == len(tries)
+    assert len(tries) == 3 == len(set(tries))
+    plans = [planned(capsys, *overrides)] + [planned(capsys, *overrides, edit) for edit in tries]
+    assert all(code == 0 for code, _ in plans), plans
     before = loads_recipe(TEXT, "r.yaml", overrides).recipe
-    for edit in tries:
-        loaded = loads_recipe(TEXT, "r.yaml", [*overrides, edit])
-        assert loaded.recipe != before, edit
-        check_batches(loaded.recipe, world_size, loaded.places)
-        check_engines(loaded.recipe, {}, loaded.places)
+    assert all(loads_recipe(TEXT, "r.yaml", [*overrides, edit]).recipe != before for edit in tries)
+
+
+def planned(capsys, *overrides):
+    typed = [part for each in overrides for part in ("--set", each)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "r.yaml", "--plan", *typed])
+    captured = capsys.readouterr()
+    return ended.value.code, captured.out + captured.err
+
+
+def test_an_edit_that_would_be_refused_does_not_pass_the_plan(tmp_path, monkeypatch, capsys):
+    """The control."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(TEXT)
+    code, said = planned(capsys, "stages.sft.deepspeed=zero3", "model.quantization=nf4")
+    assert code == 2 and "cannot spread a base in nf4" in said
+    assert "model.quantization=nf4" not in sentence("reward", "stages.sft.deepspeed=zero3", world_size=2)
 
 
 def test_what_is_on_already_is_not_proposed():

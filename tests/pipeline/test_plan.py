@@ -10,7 +10,7 @@ import pytest
 from pipeline.artefact import MANIFEST
 from pipeline.console import Console
 from pipeline.errors import DataError, RecipeError
-from pipeline.ledger import Ledger, previous_keys
+from pipeline.ledger import Ledger, previous_keys, run_orders
 from pipeline.models.source import identify
 from pipeline.plan import Decision, Node, decide, make_nodes
 from pipeline.recipe import loads_recipe
@@ -256,6 +256,13 @@ def test_an_adapter_on_all_layers_has_the_key_it_always_had(here):
     assert all(changed[name] != key for name, key in keys(here).items())
 
 
+def test_an_evaluation_of_all_policies_has_the_key_it_always_had(here):
+    assert "policies" not in nodes_of(here)[-1].settings["evaluation"]
+    assert keys(here, TEXT, "evaluation.policies=[]") == keys(here)
+    part = keys(here, TEXT, "evaluation.policies=[dpo]")
+    assert {name for name, key in part.items() if key != keys(here)[name]} == {"evaluation"}
+
+
 def test_no_evaluation_asked_for_is_no_node(here):
     assert [node.name for node in nodes_of(here, TEXT, "evaluation.tasks=[]")] == ["sft", "dpo"]
 
@@ -366,6 +373,15 @@ def test_the_ledger_keeps_what_was_left_out(here):
         ("evaluation", "pending"),
     ]
     assert previous_keys(here) == keys(here)
+
+
+def test_runs_are_counted_as_they_begin(tmp_path):
+    for name in ("b", "a", "c", "b"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        Ledger(tmp_path / name, name, [], {}).plan([])
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "run.json").write_text("{")
+    assert {path.name: order for path, order in run_orders(tmp_path).items()} == {"a": 2, "b": 4, "c": 3, "torn": 0}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"stages": 1}', '{"stages": [{}]}', "null"])

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -108,31 +109,71 @@ def test_a_service_of_the_program_around_us_is_not_inherited(monkeypatch: pytest
     assert "WANDB_SERVICE" not in found and found["WANDB_PROJECT"] == "kept"
 
 
+HUNG = {"code": 1, "slain": False, "left_behind": True, "sentence": processes._HUNG}
+WAITED = {"code": 1, "slain": False, "sentence": "RuntimeError: Timed out waiting 1800000ms for recv operation"}
+FAILED = {"code": 1, "slain": False, "sentence": "IndexError: list index out of range"}
+ASKED = {"code": 75, "slain": False, "sentence": "asked to stop before it had begun"}
 BROKEN = {"code": 1, "slain": False, "sentence": "Connection closed by peer"}
 SLAIN = {"code": 1, "slain": True, "sentence": "the worker was killed by SIGKILL"}
 OWN = {"code": 78, "slain": False, "sentence": "rank 2's data ends early"}
 FINE = {"code": 0, "slain": False, "sentence": ""}
 
 
+def _asked_of(outcomes: dict[int, Any], world_size: int, gone: frozenset[int] = frozenset()) -> dict[str, Any]:
+    """What the first rank makes of the others' words."""
+    failed = any(outcome["code"] for outcome in outcomes.values())
+    peers: Any = SimpleNamespace(outcomes=lambda: outcomes, gone=lambda: gone, any_failed=lambda: failed)
+    ranks: Any = SimpleNamespace(world_size=world_size)
+    return processes._first_fault(outcomes[0], peers, ranks)
+
+
 @pytest.mark.parametrize(
-    ("in_order_of_time", "cause"),
+    ("as_noticed", "cause"),
     [
         ((BROKEN, SLAIN), SLAIN),  # the peer noticed first
         ((SLAIN, BROKEN), SLAIN),
         ((SLAIN, OWN), OWN),
         ((BROKEN, OWN, SLAIN), OWN),
-        ((FINE, BROKEN, {**BROKEN, "sentence": "a later one"}), BROKEN),
+        ((BROKEN, FAILED), FAILED),
+        ((WAITED, BROKEN, HUNG), HUNG),
+        ((FAILED, WAITED, HUNG), FAILED),
+        ((HUNG, SLAIN), SLAIN),
+        ((SLAIN, ASKED), ASKED),
+        ((FINE, BROKEN, {**BROKEN, "sentence": "Connection reset by peer, later"}), BROKEN),
         ((FINE, FINE), FINE),
     ],
 )
-def test_the_outcome_that_explains_the_others(in_order_of_time, cause) -> None:
-    outcomes = {rank: {**each, "rank": rank, "time": 100.0 + rank} for rank, each in enumerate(in_order_of_time)}
-    peers, ranks = SimpleNamespace(outcomes=lambda: outcomes), SimpleNamespace(world_size=len(outcomes))
-    assert processes._first_fault(outcomes[0], peers, ranks)["sentence"] == cause["sentence"]
-    # Which rank it is does not matter.
-    for each in outcomes.values():
-        each["rank"] = len(outcomes) - each["rank"]
-    assert processes._first_fault(outcomes[0], peers, ranks)["sentence"] == cause["sentence"]
+def test_the_outcome_that_explains_the_others(as_noticed, cause) -> None:
+    """By the order in which they were noticed, which one counter gives; machines' clocks say nothing."""
+    places = range(len(as_noticed))
+    for ranks in (places, reversed(places)):
+        outcomes = {rank: {**as_noticed[place], "rank": rank, "order": place} for place, rank in enumerate(ranks)}
+        assert _asked_of(outcomes, len(outcomes))["sentence"] == cause["sentence"]
+
+
+@pytest.mark.parametrize("others", [BROKEN, WAITED, HUNG, ASKED, FINE])
+def test_a_rank_that_is_gone_is_the_cause_of_what_the_others_say(others) -> None:
+    found = _asked_of({0: {**others, "rank": 0, "order": 1}}, 2, frozenset({1}))
+    assert found["code"] == 1 and found["rank"] == 1
+    assert found["sentence"].startswith("is gone without a word: its process was killed")
+
+
+def test_a_rank_that_has_left_after_its_word_is_not_missed() -> None:
+    outcomes = {0: {**FINE, "rank": 0, "order": 0}, 1: {**FINE, "rank": 1, "order": 0}}
+    assert _asked_of(outcomes, 2, frozenset({1}))["code"] == 0
+
+
+def test_a_reason_of_its_own_stands_whoever_is_gone() -> None:
+    assert _asked_of({0: {**OWN, "rank": 0, "order": 1}}, 2, frozenset({1}))["sentence"] == OWN["sentence"]
+
+
+def test_nobody_waits_for_ever_for_the_word_of_a_rank_that_lives(monkeypatch) -> None:
+    """Its worker cannot be killed; the first that failed is named, and the mute one where nothing else explains it."""
+    monkeypatch.setattr(processes, "_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(processes, "_LAST_WORD_SECONDS", 0.0)
+    found = _asked_of({0: {**FAILED, "rank": 0, "order": 1}}, 2)
+    assert (found["rank"], found["sentence"]) == (0, FAILED["sentence"])
+    assert _asked_of({0: {**WAITED, "rank": 0, "order": 1}}, 2)["rank"] == 1
 
 
 class _Worker:
@@ -152,12 +193,25 @@ class _Worker:
 def test_what_counts_as_a_death(monkeypatch: pytest.MonkeyPatch, returncode: int | None, slain: bool) -> None:
     """Not an abort, by which a library gives up on a lost peer, and not our own end to a rank that hangs."""
     monkeypatch.setattr(processes, "_GRACE_SECONDS", 0.0)
-    peers = SimpleNamespace(asked_to_stop=lambda: False, any_failed=lambda: True, report=lambda outcome: None)
+    outcome = _waited(_Worker(returncode), failed=True)
+    assert outcome["code"] == 1 and outcome["slain"] is slain
+    assert (outcome["sentence"] == processes._HUNG) is outcome["left_behind"] is (returncode is None)
+
+
+def test_a_worker_does_not_outlive_another_ranks_supervisor() -> None:
+    """Nobody has said that anything failed; who would have is gone."""
+    outcome = _waited(_Worker(None), failed=False, gone=frozenset({1}))
+    assert outcome["left_behind"] and not outcome["slain"]
+
+
+def _waited(worker: _Worker, *, failed: bool, gone: frozenset[int] = frozenset()) -> dict[str, Any]:
+    peers: Any = SimpleNamespace(
+        asked_to_stop=lambda: False, any_failed=lambda: failed, report=lambda outcome: None, gone=lambda: gone
+    )
     hears, tells = os.pipe()
     os.set_blocking(hears, False)
     try:
-        outcome = processes._wait(_Worker(returncode), peers, SimpleNamespace(rank=0), hears)
+        return processes._wait(worker, peers, SimpleNamespace(rank=0), hears)
     finally:
         os.close(hears)
         os.close(tells)
-    assert outcome["code"] == 1 and outcome["slain"] is slain

@@ -70,6 +70,21 @@ def test_a_run_that_was_killed_is_not_going_on(folder, capsys):
     assert "dpo         killed" in out and "last attempt ended with code 75: asked to stop" in out
 
 
+def test_the_newest_run_is_the_one_begun_last_whatever_clocks_say(folder, capsys):
+    """And how it ended is what was said last, in the one place for it."""
+    ledger = json.loads((folder / "run.json").read_text())
+    for name, order in (("a", 3), ("b", 12), ("c", 5)):
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "run.json").write_text(json.dumps({**ledger, "order": order, "stages": []}))
+        os.utime(folder.parent / name / "run.json", (100.0 - order, 100.0 - order))
+    assert json.loads(said(capsys, "--json")[1])["folder"] == "runs/b"
+    (folder.parent / "b" / "slurm").mkdir()
+    (folder.parent / "b" / "exit.json").write_text('{"code": 75, "sentence": "asked to stop"}')
+    os.utime(folder.parent / "b" / "exit.json", (1, 1))
+    (folder.parent / "b" / "slurm" / "exit-6.json").write_text('{"code": 0, "sentence": ""}')
+    assert json.loads(said(capsys, "--json")[1])["exit"]["code"] == 75
+
+
 def test_a_run_on_another_machine_is_believed(folder, capsys):
     (folder / ".holder.json").write_text(json.dumps({"pid": 2**22 + 1, "host": "elsewhere"}))
     assert "dpo         running" in said(capsys, "runs/x")[1]

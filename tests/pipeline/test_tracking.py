@@ -11,7 +11,7 @@ import types
 
 import pytest
 
-from pipeline import wandb_mirror
+from pipeline import wandb_mirror, wandb_sender
 from pipeline.console import Console
 from pipeline.errors import DiskError
 from pipeline.recipe.schema import WandbSettings
@@ -143,6 +143,8 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
 
 
 class FakeRun:
+    starting_step = 0
+
     def __init__(self, wandb):
         self._wandb = wandb
 
@@ -245,18 +247,68 @@ def test_no_failure_of_the_mirror_reaches_the_run(tmp_path, wandb, monkeypatch, 
     assert f"{failing} is down" in heard.text and "the run goes on" in heard.text
 
 
-def test_a_service_that_stops_taking_anything_holds_nobody_up(tmp_path, wandb, monkeypatch):
-    """Its library would wait for ever for the last lines to arrive."""
-    monkeypatch.setattr(wandb_mirror, "FINISH_SECONDS", 0.05)
-    blocked = threading.Event()
-    monkeypatch.setattr(FakeRun, "finish", lambda run: blocked.wait(30))
-    tracker, heard = tracked(tmp_path)
+@pytest.mark.parametrize("call", ["init", "log", "finish"])
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_service_that_never_answers_holds_nobody_up(tmp_path, wandb, monkeypatch, call, mode):
+    """Its library would wait for ever: for a connection, for a line to be taken, for the last lines to arrive."""
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "0.3")
+    monkeypatch.setenv(wandb_mirror.SECONDS, "0.3")
+    released = threading.Event()
+    monkeypatch.setattr(wandb, "act", lambda name: name == call and released.wait(30))
     started = time.monotonic()
+    tracker, heard = tracked(tmp_path)
     run_stage(tracker)
     assert time.monotonic() - started < 10
-    blocked.set()
-    assert "W&B failed (TimeoutError: not everything arrived" in heard.text and "`trivet push`" in heard.text
-    assert steps(tracker) == [2, 4]
+    assert steps(tracker) == [2, 4] and steps(tracker, "eval") == [0, 4]
+    assert heard.text.count("W&B failed (TimeoutError: ") == 1 and "`trivet push` sends what is missing" in heard.text
+    assert wandb.finished == 0
+    released.set()
+
+
+def test_a_blocked_line_does_not_hold_up_the_next_step(tmp_path, wandb, monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr(wandb, "act", lambda name: name == "log" and released.wait(30))
+    tracker, heard = tracked(tmp_path)
+    started = time.monotonic()
+    for step in range(1, 101):
+        tracker.log(step, "train", {"loss": 1.0})
+    assert time.monotonic() - started < 10 and wandb.logged == [] and steps(tracker) == list(range(1, 101))
+    released.set()
+    tracker.finish()
+    assert [step for step, _ in wandb.logged] == list(range(1, 101)), "what waited arrives, in order"
+    assert wandb.finished == 1 and heard.text == ""
+
+
+def test_what_waits_for_a_blocked_service_is_bounded_and_what_arrived_has_no_gap(tmp_path, wandb, monkeypatch):
+    monkeypatch.setattr(wandb_sender, "MOST_WAITING", 10)
+    released = threading.Event()
+    monkeypatch.setattr(wandb, "act", lambda name: name == "log" and released.wait(30))
+    tracker, heard = tracked(tmp_path)
+    for step in range(1, 31):
+        tracker.log(step, "train", {"loss": 1.0})
+    assert heard.text.count("W&B failed (TimeoutError: it has taken nothing for 10 lines") == 1
+    released.set()
+    tracker.finish()
+    deadline = time.monotonic() + 10
+    while len(wandb.logged) < 10 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [step for step, _ in wandb.logged] == list(range(1, 11))
+    assert steps(tracker) == list(range(1, 31))
+
+
+def test_what_a_killed_attempt_could_not_send_comes_before_what_the_next_one_logs(tmp_path, wandb, monkeypatch):
+    """W&B goes on behind its last step, so a gap could never be filled afterwards."""
+    first = Tracker(tmp_path / "metrics.jsonl", "sft")
+    for step in (2, 4, 6, 8):
+        first.log(step, "train", {"loss": 1.0 / step})
+    monkeypatch.setattr(FakeRun, "starting_step", 3)
+    tracker, heard = tracked(tmp_path)
+    tracker.rewind(6)
+    tracker.log(8, "train", {"loss": 1.0})
+    tracker.finish()
+    assert wandb.logged == [(4, {"sft/loss": 1 / 4}), (6, {"sft/loss": 1 / 6}), (8, {"sft/loss": 1.0})]
+    assert heard.text == ""
 
 
 def test_a_library_that_cannot_be_imported_is_no_reason_to_stop(tmp_path, monkeypatch):
@@ -271,11 +323,15 @@ def test_a_library_that_cannot_be_imported_is_no_reason_to_stop(tmp_path, monkey
 
 def test_after_a_failure_the_mirror_stays_off(tmp_path, wandb):
     wandb.failing = "log"
-    tracker, _ = tracked(tmp_path)
+    tracker, heard = tracked(tmp_path)
     tracker.log(2, "train", {"loss": 1.0})
+    with pytest.raises(ConnectionError):
+        tracker._mirror._sender.wait(10)
     wandb.failing = ""
     tracker.log(4, "train", {"loss": 1.0})
-    assert wandb.logged == []
+    tracker.log(6, "train", {"loss": 1.0})
+    tracker.finish()
+    assert wandb.logged == [] and wandb.finished == 0 and heard.text.count("W&B failed") == 1
 
 
 def test_offline_writes_once_at_the_end_each_step_once(tmp_path, wandb, monkeypatch):

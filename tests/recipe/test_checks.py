@@ -66,6 +66,10 @@ def refused(*overrides: str) -> str:
             ["evaluation.judge={url: 'http://a', model: m}", "evaluation.tasks=[]"],
             ["evaluation.judge=...: evaluation.tasks is empty"],
         ),
+        (
+            ["evaluation.policies=[base, dpp]"],
+            ["evaluation.policies=...: evaluation.policies.1: 'dpp' is no policy of this recipe; did you mean 'dpo'?"],
+        ),
         (["stages.sft.kind=dpo"], ["stages.sft.kind=dpo: ", "a stage named 'sft' is of that kind"]),
         (["model.adapter=none", "model.quantization=nf4"], ["model.quantization=nf4: ", "(nf4) cannot be trained"]),
         (["model.adapter.target_modules=[q_proj, lm_head]"], ["the output head (lm_head) cannot carry an adapter"]),

@@ -285,12 +285,12 @@ def stage_context(
 
 
 class StopAfter(StopRequest):
-    """A request to stop that comes while a given rollout is learnt from, or while its answers are sampled."""
+    """A request to stop that comes while a given rollout is learnt from, or scored, or its answers are sampled."""
 
-    def __init__(self, rollouts: int, *, sampling: bool = False):
+    def __init__(self, rollouts: int, phase: str = "learning"):
         super().__init__()
-        # Each rollout looks once behind its answers and once at its end.
-        self._left = 2 * rollouts - sampling
+        # Each rollout looks once behind its answers, once behind their scores and once at its end.
+        self._left = 3 * rollouts - ("learning", "scoring", "sampling").index(phase)
 
     def agreed(self) -> bool:
         self._left -= 1

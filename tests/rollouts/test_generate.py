@@ -15,9 +15,9 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from pipeline.models import adapters
 from pipeline.recipe.schema import AdapterSettings
-from pipeline.rollouts.answers import Answer, Sampling
+from pipeline.rollouts.answers import Answer, Sampling, SamplingStopped
 from pipeline.rollouts.generate import Generator
-from pipeline.runtime import Ranks, autocast
+from pipeline.runtime import Ranks, StopRequest, autocast
 
 ALONE = Ranks(0, 0, 1)
 PROMPTS = [[1, 40, 41], [1, 42], [1, 43, 44, 45, 46, 47, 48, 49], [1, 50, 51, 52], [1], [1, 53]]
@@ -41,6 +41,20 @@ def generator(model: Any, stop_ids: tuple[int, ...] = (2,), batch_size: int = 3,
 
 def greedy(model: Any, **options: Any) -> list[Answer]:
     return generator(model, **options).answers(PROMPTS, Sampling(max_new_tokens=LENGTH))
+
+
+def test_who_is_asked_to_stop_finishes_the_batch_in_hand(lively_model: Any) -> None:
+    stop, seen = StopRequest(), []
+
+    def progress(done: int, total: int) -> None:
+        seen.append(done)
+        stop.asked = done > 0
+
+    sampler = generator(lively_model)
+    with pytest.raises(SamplingStopped):
+        sampler.answers(PROMPTS, Sampling(LENGTH), progress, stop)
+    assert seen == [0, 3] and len(PROMPTS) == 6
+    assert sampler.answers(PROMPTS, Sampling(LENGTH), None, StopRequest()) == greedy(lively_model)
 
 
 @pytest.fixture(params=["llama", "gpt2"])

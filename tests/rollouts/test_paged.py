@@ -16,10 +16,10 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from pipeline.batches import response_batch
 from pipeline.errors import TrivetError
 from pipeline.models.roles import POLICY
-from pipeline.rollouts.answers import Answer, Sampling
+from pipeline.rollouts.answers import Answer, Sampling, SamplingStopped
 from pipeline.rollouts.generate import Generator
 from pipeline.rollouts.paged import CHUNK, PagedGenerator
-from pipeline.runtime import Ranks
+from pipeline.runtime import Ranks, StopRequest
 from tests.rollouts.ppo_parts import ALONE, LORA, PAD, make_parts
 
 PROMPTS = [[1, 40, 41], [1, 42], [1, 43, 44, 45, 46, 47, 48, 49], [1, 50, 51, 52], [1], [1, 53]]
@@ -229,6 +229,9 @@ def test_progress_and_ranks(lively_model):
     seen: list[tuple[int, int]] = []
     whole = paged(lively_model).answers(PROMPTS, GREEDY, lambda *at: seen.append(at))
     assert seen == [(done, 6) for done in range(7)]
+    stop = StopRequest()
+    with pytest.raises(SamplingStopped):
+        paged(lively_model).answers(PROMPTS, GREEDY, lambda done, total: setattr(stop, "asked", done == 1), stop)
     for rank in (0, 1):
         assert PagedGenerator(lively_model, (2,), 4, Ranks(rank, rank, 2)).answers(PROMPTS, GREEDY) == whole[rank::2]
     assert paged(lively_model).answers([], GREEDY) == []

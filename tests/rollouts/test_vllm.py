@@ -25,10 +25,10 @@ from transformers import AutoModelForCausalLM
 from pipeline.batches import response_batch
 from pipeline.errors import SourceUnreachableError, TrivetError
 from pipeline.models.roles import POLICY, VALUE
-from pipeline.rollouts.answers import Answer, Sampling
+from pipeline.rollouts.answers import Answer, Sampling, SamplingStopped
 from pipeline.rollouts.generate import Generator
 from pipeline.rollouts.merged import fingerprint, merged_weights, require_mergeable, weight_metadata
-from pipeline.runtime import Ranks
+from pipeline.runtime import Ranks, StopRequest
 from pipeline.stages import ppo_vllm
 from pipeline.stages.ppo_vllm import ColocatedEngine, ServerEngine
 from tests.rollouts.ppo_parts import ALONE, LORA, PAD, Parts, make_parts, stir
@@ -288,6 +288,13 @@ def test_progress(parts, server):
     seen: list[tuple[int, int]] = []
     engine(parts, server).answers(PROMPTS, SAMPLING, lambda *at: seen.append(at))
     assert seen == [(done, 6) for done in range(7)]
+
+
+def test_a_request_to_stop_leaves_the_rest_unasked(parts, server):
+    stop = StopRequest()
+    with pytest.raises(SamplingStopped):
+        engine(parts, server).answers(PROMPTS, SAMPLING, lambda done, total: setattr(stop, "asked", done == 2), stop)
+    assert len(engine(parts, server).answers(PROMPTS, SAMPLING, None, StopRequest())) == len(PROMPTS)
 
 
 @pytest.mark.parametrize(
