@@ -49,9 +49,13 @@ class Tracker:
             }
             for name, value in values.items()
         ]
-        with full_disk_named(self._path.parent), self._path.open("a", encoding="utf-8") as stream:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        with (
+            full_disk_named(self._path.parent, needs=len(text)),
+            self._path.open("a", encoding="utf-8") as stream,
+        ):
             reach("metrics.begun", self._path.parent)
-            write_torn(stream, "".join(json.dumps(line) + "\n" for line in lines), "metrics.torn")
+            write_torn(stream, text, "metrics.torn")
         reach("metrics.written", self._path.parent)
         if self._mirror is not None:
             self._mirror.log(lines)
@@ -74,6 +78,8 @@ class Tracker:
         lines = [line for line in read_metrics(self._path) if line["step"] <= step and stays(line)]
         write_text_atomically(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         reach("metrics.rewound", self._path.parent)
+        if self._mirror is not None:
+            self._mirror.rewound(lines)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Hand rows of one shape, such as samples, to the mirror; the stage itself keeps them in a file."""

@@ -21,7 +21,7 @@ from pipeline.redaction import redacted_in
 TYPES = {"sft": "sft", "reward": "reward-model", "dpo": "policy", "ppo": "policy", "evaluation": "evaluation"}
 """Kind of stage to what W&B calls the type of its artefact."""
 EVALUATION = "evaluation"
-_OF_THE_MAKING = {"created", "seconds", "digest"}
+_OF_THE_MAKING = {"created", "seconds", "memory", "digest"}
 """Fields of a manifest that a second making of the same artefact would write differently."""
 _BESIDE_WEIGHTS = "reward_model.json"
 """What belongs to a reward model's weights but stands outside their folder."""

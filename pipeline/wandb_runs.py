@@ -57,6 +57,15 @@ def default_entity() -> str:
     return str(wandb.Api().default_entity)
 
 
+def require_library() -> None:
+    """Import it.
+
+    Raises:
+        ImportError: it is not there, or broken.
+    """
+    import wandb  # noqa: F401
+
+
 def open_run(options: Mapping[str, Any], *, offline: bool, live: bool) -> Any:
     """Begin a run, or go on with it.
 
@@ -69,7 +78,7 @@ def open_run(options: Mapping[str, Any], *, offline: bool, live: bool) -> Any:
 
     if offline:
         drop_unsynced(Path(options["dir"]), options["id"])
-    settings = wandb.Settings(silent=True, init_timeout=_init_seconds(), console="off", x_disable_stats=not live)
+    settings = wandb.Settings(silent=True, init_timeout=init_seconds(), console="off", x_disable_stats=not live)
     return wandb.init(mode="offline" if offline else "online", settings=settings, **options)
 
 
@@ -134,7 +143,7 @@ def drop_unsynced(folder: Path, run_id: str) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _init_seconds() -> float:
+def init_seconds() -> float:
     """How long to wait for W&B to answer; the library's own variable says otherwise."""
     return float(os.environ.get("WANDB_INIT_TIMEOUT") or 30)
 
