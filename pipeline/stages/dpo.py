@@ -82,6 +82,7 @@ def run(context: StageContext) -> StageResult:
     models = [policy.model] if reference is None else [policy.model, reference]
     engine = choose_engine(context, settings, models, lacks(settings))
     trainer = _trainer(engine, policy, reference, settings, context, train.rows)
+    trainer.origins = [record.origin for record in train.records]
     keep_together(trainer, [record.group for record in train.records], settings, context.recipe.seed)
     size = 2 * settings.per_device_batch_size
     scorer = Scorer(policy.model, policy.description.pad_id, size, precision, context.ranks)

@@ -16,23 +16,29 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from data_prep.records import Origin
 from pipeline import checkpoint
 from pipeline.batch_order import EpochSampler
-from pipeline.context import StageContext
+from pipeline.context import StageContext, engine_of
 from pipeline.errors import PreemptedError, RecipeError, TrivetError
 from pipeline.faults import reach, spoil
 from pipeline.models.adapters import require_sound
 from pipeline.models.forward import has_dropout
+from pipeline.models.saved_state import state_being_read
+from pipeline.models.shards import stored_bytes
 from pipeline.recipe import accumulation_steps, ds_config_file
 from pipeline.recipe.engines import stage_engine
 from pipeline.recipe.stage_settings import OfflineSettings
 from pipeline.runtime import barrier, resolve_precision, seed_everything
 from pipeline.stages import spreading
+from pipeline.stages.batch_rows import StepRows
 from pipeline.stages.fully_sharded import FullyShardedTrainer, spread_each_batch
 from pipeline.stages.spreading import Before, BeginCallback
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _UNTRACKED = ("epoch", "total_flos", "step")
+_TWO_MOMENTS = ("adamw_torch", "adamw_torch_fused")
+"""Optimisers that keep two numbers of its own type with every weight."""
 
 
 class PassCallback(TrainerCallback):
@@ -85,6 +91,10 @@ class CommittedTrainer(FullyShardedTrainer):
     """Called where the library would evaluate: after a step's averages are logged, before its checkpoint."""
     sampler: EpochSampler | None = None
     """In whose order rows are drawn; None for the library's own."""
+    origins: Sequence[Origin] = ()
+    """Where the rows come from, in the order of the training set; empty where nobody said."""
+    step_rows: StepRows | None = None
+    """What the running step is computed on, once there is one."""
 
     def draw_by(self, sampler: EpochSampler) -> None:
         """Draw rows in the order of this sampler."""
@@ -98,7 +108,7 @@ class CommittedTrainer(FullyShardedTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))
         saved = folder / f"checkpoint-{self.state.global_step}"
-        with checkpoint.being_written(saved):
+        with checkpoint.being_written(saved, self.checkpoint_bytes() if self.is_world_process_zero() else None):
             super()._save_checkpoint(model, trial)
             if self.watcher is not None and self.is_world_process_zero():
                 self.watcher.save(saved)
@@ -109,6 +119,12 @@ class CommittedTrainer(FullyShardedTrainer):
             checkpoint.commit(saved, self.made_by)
             checkpoint.keep_only(folder, saved)
         barrier()
+
+    def checkpoint_bytes(self) -> int:
+        """What a checkpoint takes at least: weights in training, and AdamW's two moments of each."""
+        model: Any = self.model
+        trained = stored_bytes(each for each in model.parameters() if each.requires_grad)
+        return 3 * trained if str(self.args.optim).rpartition(".")[2].lower() in _TWO_MOMENTS else trained
 
     def _save_rng_state(self, output_dir: Any) -> None:
         reach("checkpoint.torn", Path(output_dir))
@@ -131,27 +147,44 @@ class CommittedTrainer(FullyShardedTrainer):
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The library's loss; one that is not finite ends the stage before it reaches gradients or weights."""
         reach("step.begun")
+        self.note_rows(args[1] if len(args) > 1 else kwargs["inputs"])
         found = super().compute_loss(*args, **kwargs)
         loss = spoil("loss", found[0] if isinstance(found, tuple) else found)
         self.require_finite_loss(loss)
         return (loss, *found[1:]) if isinstance(found, tuple) else loss
 
+    def note_rows(self, batch: Any) -> None:
+        """Remember what a micro-batch is made of until the next step."""
+        if self.step_rows is None:
+            self.step_rows = StepRows()
+        self.step_rows.note(self.state.global_step, batch)
+
     def require_finite_loss(self, loss: torch.Tensor) -> None:
         """Refuse a loss that is not finite.
 
         Raises:
-            TrivetError: naming the step.
+            TrivetError: naming the step, the rows of the micro-batch and the last checkpoint.
         """
         if not torch.isfinite(loss):
-            raise _not_finite("loss", loss.item(), self.state.global_step + 1)
+            raise self._not_finite("loss", loss.item(), last_only=True)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = spoil("gradient", super()._get_grad_norm(model, grad_norm=grad_norm))
         # With fp16 the loss scaler meets overflow by design and skips such steps itself. DeepSpeed has taken the step
         # by now, but nothing of it has been saved.
         if norm is not None and not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)):
-            raise _not_finite("gradient norm", float(norm), self.state.global_step + 1)
+            raise self._not_finite("gradient norm", float(norm), last_only=False)
         return norm
+
+    def _not_finite(self, what: str, value: float, *, last_only: bool) -> TrivetError:
+        rows = self.step_rows.told(self.train_dataset, self.origins, last_only=last_only) if self.step_rows else ""
+        last = checkpoint.newest_marked(Path(str(self.args.output_dir)))
+        kept = f"{last.name} in {last.parent} is the last complete one" if last else "no checkpoint is complete yet"
+        return TrivetError(
+            f"the {what} became {value} at step {self.state.global_step + 1}; training stopped and nothing of this "
+            f"step is kept; {kept}{f'. It was computed on rows {rows}' if rows else ''}. Lower learning_rate, set "
+            "max_grad_norm, or use precision: fp32"
+        )
 
 
 class StepCallback(TrainerCallback):
@@ -305,9 +338,11 @@ def fit(trainer: CommittedTrainer, context: StageContext, before: Before, watche
         trainer.add_callback(WatchCallback(watcher))
         watcher.rewind(resume_from)
     spreading.take_engine(trainer, context)
+    if context.ranks.is_first and (warning := checkpoint.will_fit(context.checkpoints, trainer.checkpoint_bytes())):
+        context.console.say(warning)
     # Evaluation before training draws from the same generators, but only in runs that were not interrupted after it.
     seed_everything(context.recipe.seed)
-    with checkpoint.being_read(resume_from):
+    with state_being_read(resume_from, engine_of(context)):
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if watcher is not None and watcher.stopped:
         return
@@ -352,13 +387,6 @@ def _require_known(arguments: Mapping[str, Any], config_class: type, where: str)
             close = difflib.get_close_matches(name, known, n=1)
             hint = f", did you mean {close[0]!r}?" if close else ""
             raise RecipeError(f"{where}.trainer_args.{name}: {config_class.__name__} has no such field{hint}")
-
-
-def _not_finite(what: str, value: float, step: int) -> TrivetError:
-    return TrivetError(
-        f"the {what} became {value} at step {step}; training stopped and nothing of this step is kept, the last "
-        "complete checkpoint is. Lower learning_rate, set max_grad_norm, or use precision: fp32"
-    )
 
 
 def _is_number(value: Any) -> bool:

@@ -9,12 +9,12 @@ from typing import Any
 
 from pipeline.artefact import Artefact, TokenizerEntry
 from pipeline.context import StageContext, engine_of, require_same_base, require_same_tokenizer
-from pipeline.durable import full_disk_named
+from pipeline.durable import full_disk_named, require_room
 from pipeline.errors import TrivetError
 from pipeline.faults import reach
 from pipeline.models import adapters
 from pipeline.models.load import describe_tokenizer, load_base, load_tokenizer
-from pipeline.models.shards import whole_state
+from pipeline.models.shards import stored_bytes, whole_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,20 @@ def save_policy(policy: Policy, context: StageContext) -> None:
     if not context.ranks.is_first:
         return
     folder = context.folder / policy.form
-    with full_disk_named(folder):
+    needs = weights_bytes(policy.model, policy.form, state)
+    with full_disk_named(folder, needs):
         reach("weights.begun", folder)
+        require_room(folder, needs)
         save_weights(policy.model, folder, context, policy.form, state)
         reach("weights.written", folder)
         policy.tokenizer.save_pretrained(str(folder))
+
+
+def weights_bytes(model: Any, form: str, state: dict[str, Any] | None) -> int:
+    """What `save_weights` will write, the little beside the tensors aside."""
+    if state is not None:
+        return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    return stored_bytes(each for each in model.parameters() if form == "model" or each.requires_grad)
 
 
 def save_weights(model: Any, folder: Path, context: StageContext, form: str, state: dict[str, Any] | None) -> None:

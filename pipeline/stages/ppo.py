@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from data_prep.build import prompt_hashes
 from data_prep.chat import ChatFormatter
@@ -24,6 +24,7 @@ from pipeline.errors import PreemptedError, TrivetError
 from pipeline.faults import reach
 from pipeline.models.load import device
 from pipeline.recipe.stage_settings import PpoSettings
+from pipeline.rollouts.answers import SamplingStopped
 from pipeline.rollouts.collect import Shaping, collect, lay_out
 from pipeline.rollouts.rewards import Episode, Scores
 from pipeline.runtime import barrier, resolve_precision, seed_everything
@@ -139,9 +140,11 @@ class _Loop:
 
     def _stop_if_asked(self, progress: Progress, total: int) -> None:
         """Save and end the stage if any rank was asked to; between rollouts, or before one has changed anything."""
+        if self._context.stop.agreed():
+            self._stop(progress, total)
+
+    def _stop(self, progress: Progress, total: int) -> NoReturn:
         context = self._context
-        if not context.stop.agreed():
-            return
         if self._saved != progress.rollouts:
             self._save(progress)
         raise PreemptedError(
@@ -181,10 +184,12 @@ class _Loop:
         reach("rollout.begun")
         with times("rollout"):
             picked = _picked(prompts, number, settings.rollout_batch_size, run_seed)
-            episodes = self._bench.answer(picked, seed)
+            # Until something is learnt from them, answers will be the same again.
+            try:
+                episodes = self._bench.answer(picked, seed, stop=self._context.stop)
+            except SamplingStopped:
+                self._stop(progress, total)
         reach("rollout.sampled")
-        # The answers will be the same again; they take long, and learning from them as long once more.
-        self._stop_if_asked(progress, total)
         with times("score"):
             scores = self._bench.judge(episodes)
             layout = lay_out(
@@ -198,6 +203,7 @@ class _Loop:
             )  # fmt: skip
             minibatches = collect(self._bench.roles, episodes, scores.used, layout, shaping, self._bench.pad_id)
         reach("rollout.scored")
+        self._stop_if_asked(progress, total)
         rates = self._learner.rates(number)
         metrics, divergences = rollout_metrics(episodes, scores, minibatches, progress.kl_coef, self._context.ranks)
         self._require_health(progress, episodes, metrics)

@@ -18,6 +18,7 @@ from pipeline.rollouts.answers import Answer, Engine, Progress, Sampling
 from pipeline.rollouts.decoding import streaming_head
 from pipeline.rollouts.generate import Generator
 from pipeline.rollouts.paged import PagedGenerator
+from pipeline.runtime import StopRequest
 from pipeline.stages.ppo_vllm import ColocatedEngine, ServerEngine
 
 
@@ -34,11 +35,15 @@ class PolicyEngine:
         self._on = on
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        stop: StopRequest | None = None,
     ) -> list[Answer]:
         """One answer per prompt, of the policy as it is now."""
         with self._roles.sampling() as model:
-            return self._on(model).answers(prompts, sampling, progress)
+            return self._on(model).answers(prompts, sampling, progress, stop)
 
 
 def make_engine(

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.algorithms.kl import k1, k3
 from pipeline.algorithms.masked import Moments, masked_sum
 from pipeline.algorithms.ppo import effective_sample_size
+from pipeline.peak_memory import begin_phase
 from pipeline.rollouts.collect import MicroBatch, moments_over_ranks
 from pipeline.rollouts.rewards import Episode, Scores
 from pipeline.runtime import Ranks, gather_lists
@@ -35,8 +36,7 @@ class Times:
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Time a block."""
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        begin_phase()
         started = time.monotonic()
         yield
         self._seconds[phase] = time.monotonic() - started

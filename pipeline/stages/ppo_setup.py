@@ -32,7 +32,7 @@ from pipeline.rollouts.rewards import (
     StageReward,
     score,
 )
-from pipeline.runtime import Ranks
+from pipeline.runtime import Ranks, StopRequest
 from pipeline.stages.policy import Policy
 from pipeline.stages.ppo_engine import make_engine
 from pipeline.stages.ppo_roles import RewardModel, reward_models
@@ -66,11 +66,21 @@ class Bench:
     watched: Reward | None = None
     """Scores held-out answers too, and is no part of the reward."""
 
-    def answer(self, prompts: Sequence[PromptRow], seed: int, progress: Progress | None = None) -> list[Episode]:
-        """One sampled answer per prompt, on every rank."""
+    def answer(
+        self,
+        prompts: Sequence[PromptRow],
+        seed: int,
+        progress: Progress | None = None,
+        stop: StopRequest | None = None,
+    ) -> list[Episode]:
+        """One sampled answer per prompt, on every rank.
+
+        Raises:
+            SamplingStopped: `stop` was asked for on some rank.
+        """
         self.roles.forget()
         sampling = Sampling(self.settings.max_new_tokens, self.settings.temperature, seed)
-        answers = self.engine.answers([ids for _, ids in prompts], sampling, progress)
+        answers = self.engine.answers([ids for _, ids in prompts], sampling, progress, stop)
         return [
             Episode(prompt, ids, answer, self.formatter.response_text(answer.ids))
             for (prompt, ids), answer in zip(prompts, answers, strict=True)

@@ -20,7 +20,8 @@ from pipeline.context import StageContext, engine_of
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.faults import reach
 from pipeline.models.roles import POLICY, VALUE, Roles
-from pipeline.models.shards import fill, whole_copies
+from pipeline.models.saved_state import state_being_read
+from pipeline.models.shards import fill, stored_bytes, whole_copies
 from pipeline.recipe.engines import NO_ENGINE
 from pipeline.runtime import barrier
 from pipeline.stages.ppo_selection import Measurement
@@ -74,6 +75,11 @@ class Keeper:
         self._learner = learner
         self._is_first = context.ranks.is_first
         self._selected: dict[str, Tensor] = {}
+        # Weights and AdamW's two moments of each role, and the policy that is selected.
+        roles_bytes = [stored_bytes(roles.trainable(role)) for role in (POLICY, VALUE)]
+        self._expected = 3 * sum(roles_bytes) + roles_bytes[0] if self._is_first else None
+        if self._expected is not None and (warning := checkpoint.will_fit(self._folder, self._expected)):
+            context.console.say(warning)
 
     def select(self) -> None:
         """Remember the policy as it is now as the one to hand on."""
@@ -87,7 +93,7 @@ class Keeper:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint and drop the one before it, once this one is complete."""
         saved = self._folder / f"checkpoint-{progress.rollouts}"
-        with checkpoint.being_written(saved):
+        with checkpoint.being_written(saved, self._expected):
             if self._is_first:
                 saved.mkdir(parents=True, exist_ok=True)
             barrier()
@@ -114,21 +120,24 @@ class Keeper:
 
     def load(self, found: Path) -> Progress:
         """Take over everything from a complete checkpoint."""
-        with checkpoint.being_read(found):
+        with state_being_read(found, engine_of(self._context)):
             state = torch.load(found / _OPTIMISERS, map_location="cpu", weights_only=True)
-        for role in (POLICY, VALUE):
-            engine = self._roles.engine(role)
-            if engine is not None:
-                engine.load(found / role)
-                continue
-            _fill(self._roles.trainable(role), load_file(found / f"{role}.safetensors"))
-            self._learner.optimisers[role].load_state_dict(state[role])
+            for role in (POLICY, VALUE):
+                self._load_role(role, found, state)
         self._selected = load_file(found / _SELECTED) if (found / _SELECTED).is_file() else {}
         self._learner.steps = state["steps"]
         values = read_json(found / _STATE)
         for name in ("before", "selected"):
             values[name] = None if values[name] is None else Measurement(**values[name])
         return Progress(**values)
+
+    def _load_role(self, role: str, found: Path, state: dict[str, Any]) -> None:
+        engine = self._roles.engine(role)
+        if engine is not None:
+            engine.load(found / role)
+        else:
+            _fill(self._roles.trainable(role), load_file(found / f"{role}.safetensors"))
+            self._learner.optimisers[role].load_state_dict(state[role])
 
     def _optimisers(self) -> dict[str, Any]:
         whole = {role: each for role, each in self._learner.optimisers.items() if self._roles.engine(role) is None}

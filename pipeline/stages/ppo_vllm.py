@@ -27,10 +27,10 @@ import torch
 
 from pipeline.errors import SourceUnreachableError, TrivetError
 from pipeline.models.roles import POLICY, Roles
-from pipeline.rollouts.answers import Answer, Progress, Sampling, cut_at_stop
+from pipeline.rollouts.answers import Answer, Progress, Sampling, agree_to_go_on, asked, cut_at_stop
 from pipeline.rollouts.generate import place_seed
 from pipeline.rollouts.merged import fingerprint, merged_weights, require_mergeable, weight_metadata
-from pipeline.runtime import Ranks, barrier, from_first_rank, gather_lists
+from pipeline.runtime import Ranks, StopRequest, barrier, from_first_rank, gather_lists
 
 AT_ONCE = 64
 """Prompts on their way to the server: connections that TRL's client keeps."""
@@ -72,7 +72,11 @@ class ServerEngine:
         from_first_rank(partial(self._connect, device, wait_s))
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        stop: StopRequest | None = None,
     ) -> list[Answer]:
         """One answer per prompt, in the prompts' order, on every rank, of the policy as it is now.
 
@@ -80,7 +84,9 @@ class ServerEngine:
             SourceUnreachableError: the server is gone, or refuses.
         """
         with self._roles.sampling() as model:
-            return from_first_rank(partial(self._sampled, model, prompts, sampling, progress))
+            found = from_first_rank(partial(self._sampled, model, prompts, sampling, progress, stop))
+        agree_to_go_on(stop)
+        return found
 
     def _connect(self, device: torch.device, wait_s: float) -> None:
         with self._served():
@@ -108,7 +114,12 @@ class ServerEngine:
             return
 
     def _sampled(
-        self, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        progress: Progress | None,
+        stop: StopRequest | None,
     ) -> list[Answer]:
         with self._served():
             if self._changed():
@@ -116,14 +127,24 @@ class ServerEngine:
                 self._client.update_named_params(weight_metadata(model), merged_weights(model))
                 self._client.reset_prefix_cache()
                 self._changed.sent()
-            return self._ask_all(prompts, sampling, progress)
+            return self._ask_all(prompts, sampling, progress, stop)
 
-    def _ask_all(self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None) -> list[Answer]:
+    def _ask_all(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        progress: Progress | None,
+        stop: StopRequest | None,
+    ) -> list[Answer]:
         found = []
         with ThreadPoolExecutor(AT_ONCE) as pool:
             waiting = [pool.submit(self._ask, prompt, place, sampling) for place, prompt in enumerate(prompts)]
             try:
                 for place, one in enumerate(waiting):
+                    if asked(stop):
+                        # The others wait for what the first rank is told, and agree on it afterwards.
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        return []
                     if progress is not None:
                         progress(place, len(prompts))
                     found.append(one.result())
@@ -221,7 +242,11 @@ class ColocatedEngine:
             ) from error
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        stop: StopRequest | None = None,
     ) -> list[Answer]:
         """One answer per prompt, in the prompts' order, of the policy as it is now."""
         from vllm import SamplingParams
@@ -235,11 +260,14 @@ class ColocatedEngine:
                 self._policy.weights = partial(merged_weights, model)
                 self._vllm.sync_weights()
                 self._changed.sent()
-        asked = [SamplingParams(n=1, **_asked(sampling, place, self._stop_ids)) for place in mine]
+        how = [SamplingParams(n=1, **_asked(sampling, place, self._stop_ids)) for place in mine]
         ids = [{"prompt_token_ids": list(prompts[place])} for place in mine]
-        found = self._vllm.llm.generate(ids, sampling_params=asked, use_tqdm=False) if ids else []
+        # vLLM answers all at once or not at all.
+        ids = [] if asked(stop) else ids
+        found = self._vllm.llm.generate(ids, sampling_params=how, use_tqdm=False) if ids else []
         if progress is not None:
             progress(len(mine), len(mine))
+        agree_to_go_on(stop)
         return gather_lists([self._answer(one.outputs[0], sampling) for one in found])
 
     def _answer(self, output: Any, sampling: Sampling) -> Answer:

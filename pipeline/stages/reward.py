@@ -57,6 +57,7 @@ def run(context: StageContext) -> StageResult:
         precision=resolve_precision(settings.precision),
         rows=margin_pairs(train.records, train.rows, use_margins=settings.use_margins),
         groups=[record.group for record in train.records],
+        origins=[record.origin for record in train.records],
         questions=asked,
     )
     members = _train_all(context, training)

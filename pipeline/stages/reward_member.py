@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 from trl import RewardConfig
 
+from data_prep.records import Origin
 from evaluation.scores import SequenceScorer
 from pipeline import checkpoint
 from pipeline.artefact import Artefact, TokenizerEntry
@@ -56,6 +57,8 @@ class Training:
     """To train on."""
     groups: list[str | None]
     """Of the rows: those of one group come from one judgement."""
+    origins: list[Origin]
+    """Of the rows."""
     questions: Questions
 
 
@@ -72,8 +75,15 @@ class MemberScores:
     reference: list[float]
     stress_original: list[float]
     stress_changed: list[float]
-    padding_residual: float | None
-    """Largest difference that padding makes to a score."""
+    alone: list[float]
+    """Some of these answers once more, each in a batch of its own."""
+    beside_longer: list[float]
+    """The same, in one batch with much longer ones."""
+
+    @property
+    def padding_residual(self) -> float | None:
+        """Largest difference that padding makes to a score."""
+        return max((abs(a - b) for a, b in zip(self.alone, self.beside_longer, strict=True)), default=None)
 
 
 class _Following(Tracker):
@@ -147,6 +157,7 @@ def _train(context: StageContext, training: Training, index: int) -> MemberScore
     before = Before(context, lambda: once(context, name, lambda: {"scores": scorer.score(pairs, task)}))
     engine = choose_engine(context, settings, [model])
     trainer = _trainer(engine, model, training, context)
+    trainer.origins = training.origins
     keep_together(trainer, training.groups, settings, context.recipe.seed)
     fit(trainer, context, before)
     scores = _ask(scorer, asked, trainer.state.global_step, before.found["scores"], context)
@@ -195,17 +206,15 @@ def _ask(
     half = len(asked.chosen)
     return MemberScores(
         steps, before[:half], before[half:], chosen, rejected, reference, original, changed,
-        _padding_residual(scorer, asked.padded),
+        *_padded(scorer, asked.padded),
     )  # fmt: skip
 
 
-def _padding_residual(scorer: SequenceScorer, rows: list[list[int]]) -> float | None:
-    """Largest difference between a score in a batch of its own and beside much longer sequences."""
+def _padded(scorer: SequenceScorer, rows: list[list[int]]) -> tuple[list[float], list[float]]:
+    """Scores in a batch of their own, and beside much longer sequences."""
     if not rows:
-        return None
-    alone = replace(scorer, batch_size=1).score(rows)
-    together = replace(scorer, batch_size=len(rows)).score(rows)
-    return max(abs(a - b) for a, b in zip(alone, together, strict=True))
+        return [], []
+    return replace(scorer, batch_size=1).score(rows), replace(scorer, batch_size=len(rows)).score(rows)
 
 
 def _require_finite(scores: list[float], context: StageContext) -> None:

@@ -146,14 +146,22 @@ def pair_lines(held_out: Pairs, scored: ScoredPairs) -> list[dict[str, Any]]:
 
 
 def scored_lines(members: list[MemberScores], spec: RewardSpec, asked: Questions) -> list[dict[str, Any]]:
-    """The other answers that were scored: the reference answers, raw, and the good ones before and after a change."""
+    """The other answers that were scored: the reference answers, raw, the good ones before and after a change, and what
+    each member says of some, raw, alone and beside longer ones.
+    """
     combined = combine(_stack(members, "reference"), spec).tolist()
     original, changed = (
         normalise(_stack(members, name), spec).tolist() for name in ("stress_original", "stress_changed")
     )
     references = [{"answer": "reference", "raw": raw} for raw in combined]
     rows = zip(asked.stress, original, changed, strict=True)
-    return references + [
+    changes = [
         {"answer": "changed", "change": row.change, "score_before": before, "score": after}
         for row, before, after in rows
     ]
+    padding = [
+        {"answer": "padding", "member": number, "alone": alone, "beside_longer": beside}
+        for number, member in enumerate(members, start=1)
+        for alone, beside in zip(member.alone, member.beside_longer, strict=True)
+    ]
+    return references + changes + padding

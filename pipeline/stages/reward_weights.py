@@ -8,14 +8,14 @@ from typing import Any
 
 from pipeline.artefact import Artefact
 from pipeline.context import StageContext, engine_of
-from pipeline.durable import fsync_path, full_disk_named
+from pipeline.durable import fsync_path, full_disk_named, require_room
 from pipeline.faults import reach
 from pipeline.models import adapters
 from pipeline.models.heads import new_head, with_head
 from pipeline.models.load import load_classifier
 from pipeline.models.reward_model import member_name
 from pipeline.models.shards import whole_state
-from pipeline.stages.policy import save_weights
+from pipeline.stages.policy import save_weights, weights_bytes
 
 
 def starting_model(context: StageContext, start: Artefact | None, form: str, precision: str) -> Any:
@@ -43,8 +43,10 @@ def save_member(model: Any, tokenizer: Any, context: StageContext, form: str, in
     if not context.ranks.is_first:
         return
     folder = member_aside(context, form, index)
-    with full_disk_named(folder):
+    needs = weights_bytes(model, form, state)
+    with full_disk_named(folder, needs):
         reach("weights.begun", folder)
+        require_room(folder, needs)
         save_weights(model, folder, context, form, state)
         reach("weights.written", folder)
         tokenizer.save_pretrained(str(folder))

@@ -61,6 +61,7 @@ def run(context: StageContext) -> StageResult:
     before = Before(context, lambda: once(context, "before", lambda: _held_out_loss(scorer, held_out.rows, context)))
     engine = choose_engine(context, settings, [policy.model], _lacks(settings))
     trainer = _trainer(engine, policy, settings, context, train.rows, precision)
+    trainer.origins = [record.origin for record in train.records]
     assert context.recipe.data.sft is not None
     report["padding"] = sft_padding(settings, train.rows, context.recipe.data.sft, context.recipe.seed)
     fit(trainer, context, before)

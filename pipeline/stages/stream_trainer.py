@@ -126,6 +126,7 @@ class StreamTrainer(CommittedTrainer):
         """This micro-batch's part of the step's mean loss, as ranks that average their gradients need it."""
         reach("step.begun")
         micro: MicroBatch[Any] = inputs
+        self.note_rows(micro)
         stream = micro.stream.to(self.args.device)
         if self._trunk is not None:
             with self.accelerator.autocast():

@@ -41,6 +41,7 @@ def test_a_stage_leaves_the_rows_that_were_dropped(stage, rules, tmp_path, tiny_
     )  # fmt: skip
     run_here(assignment)
     artefact = open_artefact(tmp_path / stage)
+    assert 0.1 < artefact.manifest.memory.process_gib < 64, "what the stage took, torch included"
     assert DROPPED_ROWS in {entry.path for entry in artefact.manifest.files}
     lines = [json.loads(line) for line in (artefact.path / DROPPED_ROWS).read_text(encoding="utf-8").splitlines()]
     found = {rule: sum(line["rule"] == rule for line in lines) for rule in {line["rule"] for line in lines}}

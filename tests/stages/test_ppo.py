@@ -182,11 +182,14 @@ def compare(one: StageContext, other: StageContext, first: StageResult, second: 
     assert first.metrics == second.metrics
 
 
-@pytest.mark.parametrize(("rollouts", "sampling", "saved"), [(1, False, 1), (3, False, 3), (1, True, 0), (3, True, 2)])
-def test_stopped_and_gone_on_is_uninterrupted_bit_for_bit(done, start, rollouts, sampling, saved):
-    """Between rollouts, and with a rollout's answers sampled but not yet learnt from."""
+@pytest.mark.parametrize(
+    ("rollouts", "phase", "saved"),
+    [(1, "learning", 1), (3, "learning", 3), (1, "sampling", 0), (3, "sampling", 2), (3, "scoring", 2)],
+)
+def test_stopped_and_gone_on_is_uninterrupted_bit_for_bit(done, start, rollouts, phase, saved):
+    """Between rollouts, and with a rollout's answers sampled, or scored too, but not yet learnt from."""
     with pytest.raises(PreemptedError, match=rf"asked to stop; rollout {saved} of 4 is saved, run") as stopped:
-        ppo.run(start(stop=StopAfter(rollouts, sampling=sampling), **RESUMED))
+        ppo.run(start(stop=StopAfter(rollouts, phase), **RESUMED))
     assert stopped.value.exit_code == 75
     context = start(**RESUMED)
     compare(done[0], context, done[1], ppo.run(context))

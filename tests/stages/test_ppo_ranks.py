@@ -16,10 +16,10 @@ import torch.multiprocessing as multiprocessing
 from pipeline.context import StageResult
 from pipeline.errors import TrivetError
 from pipeline.models.roles import POLICY, VALUE
-from pipeline.rollouts.answers import Sampling
+from pipeline.rollouts.answers import Sampling, SamplingStopped
 from pipeline.rollouts.generate import Generator
 from pipeline.rollouts.rewards import FunctionReward
-from pipeline.runtime import Ranks
+from pipeline.runtime import Ranks, StopRequest
 from pipeline.stages import ppo, ppo_update
 from pipeline.stages.ppo_engine import PolicyEngine
 from pipeline.stages.ppo_update import Learner
@@ -60,8 +60,24 @@ def work(base: Path, folder: Path, ranks: Ranks) -> dict[str, Any]:
     engine = PolicyEngine(parts.roles, lambda model: Generator(model, PAD, (EOS,), 3, "fp32", ranks))
     prompts = [episode.prompt_ids for episode in EPISODES][:7]
     found["answers"] = engine.answers(prompts, Sampling(12, 0.9, seed=4))
+    found["stopped"] = stopped(engine, prompts, ranks)
     found["sentence"] = failing(folder / f"failing{ranks.rank}", EPISODES)
     return found
+
+
+def stopped(engine: PolicyEngine, prompts: Any, ranks: Ranks) -> tuple[bool, int]:
+    """Whether sampling ended early, and after how many answers of this rank; the last rank alone is asked to."""
+    stop, seen = StopRequest(), [0]
+
+    def progress(done: int, total: int) -> None:
+        seen.append(done)
+        stop.asked = done > 0 and ranks.rank == ranks.world_size - 1
+
+    try:
+        engine.answers(prompts, Sampling(12, 0.9, seed=4), progress, stop)
+    except SamplingStopped:
+        return True, seen[-1]
+    return False, seen[-1]
 
 
 def learnt(base: Path, folder: Path, ranks: Ranks, name: str, case: dict[str, Any]) -> dict[str, Any]:
@@ -172,6 +188,13 @@ def test_answers_are_those_of_one_process(both):
     alone, ranks, _ = both
     assert ranks[0]["answers"] == ranks[1]["answers"] == alone["answers"]
     assert len({tuple(answer.ids) for answer in alone["answers"]}) > 4
+
+
+def test_one_rank_that_is_asked_to_stop_ends_the_sampling_of_both(both):
+    """Whether the others have come to their end or not."""
+    alone, ranks, _ = both
+    assert alone["stopped"][0] and 0 < alone["stopped"][1] < len(alone["answers"])
+    assert [rank["stopped"] for rank in ranks] == [(True, 4), (True, 3)]
 
 
 def test_what_fails_on_the_first_rank_is_said_on_both(both):

@@ -176,6 +176,10 @@ def test_what_the_stage_leaves(context_of, tmp_path, tiny_folder):
     scored = [json.loads(line) for line in (context.folder / "scored_answers.jsonl").read_text().splitlines()]
     raw = [line["raw"] for line in scored if line["answer"] == "reference"]
     assert len(raw) == spec.n and sum(raw) / len(raw) == pytest.approx(spec.offset)
+    padding = [line for line in scored if line["answer"] == "padding"]
+    assert {line["member"] for line in padding} == {1} and len(padding) > 1
+    moved = [abs(line["alone"] - line["beside_longer"]) for line in padding]
+    assert max(moved) == metrics["pad_invariance_residual"] and padding[0]["alone"] != padding[1]["alone"]
     wins = [(math.copysign(1, line["margin"]) + 1) / 2 for line in written]
     assert sum(wins) / len(wins) == pytest.approx(metrics["eval_accuracy"])
     assert len((context.folder / "train_prompts.txt").read_text().split()) == metrics["train_rows"]
