@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -30,6 +31,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from transformers.integrations import deepspeed as integration
 
+from pipeline import checkpoint
 from pipeline.console import Console
 from pipeline.context import StageContext
 from pipeline.errors import PreemptedError, TrivetError
@@ -57,6 +59,8 @@ from tests.rollouts.ppo_parts import (
 )
 
 BASE = "builtin:tiny-llama"
+TRACE = "pwned"
+"""What code leaves in a stage's folder that was run."""
 HANGING_SECONDS = 300
 FSDP_LAUNCH = {USE_FSDP: "true"} | {
     name.upper(): str(value).lower() if isinstance(value, bool) else str(value)
@@ -155,6 +159,8 @@ def run_case(case: dict[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]
     stops = [stopping(case["stop_at"])] if "stop_at" in case else []
     for stop in stops if case.get("left") else [*stops, StopRequest()]:
         clear_engine()
+        if "payload" in case and "said" in found:
+            plant(case["payload"], folder, ranks)
         if case.get("launch") == "fsdp":
             os.environ.update(FSDP_LAUNCH)
         context = context_of(case, folder, ranks, stop)
@@ -171,6 +177,31 @@ def run_case(case: dict[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]
             found["error"] = f"{type(error).__name__}: {error}"
         found.setdefault("said", []).extend(context.console.heard)
     return found
+
+
+class Payload:
+    """Pickled, a call that leaves a trace where it is unpickled."""
+
+    def __init__(self, trace: Path):
+        self._trace = trace
+
+    def __reduce__(self) -> Any:
+        return os.makedirs, (str(self._trace), 0o777, True)
+
+
+def plant(pattern: str, folder: Path, ranks: Ranks) -> None:
+    """Put a payload into files of a stage's checkpoint, which is as complete afterwards as one of ours."""
+    if ranks.is_first:
+        saved, _ = checkpoint.newest_complete(folder / "checkpoints")
+        assert saved is not None
+        planted = list(saved.rglob(pattern))
+        for path in planted:
+            torch.save({"module": Payload(folder / TRACE), "optimizer_state_dict": Payload(folder / TRACE)}, path)
+        made_by = checkpoint.made_by(saved)
+        (saved / checkpoint.MARKER).unlink()
+        checkpoint.commit(saved, made_by)
+        assert planted and checkpoint.is_complete(saved)
+    barrier()
 
 
 def clear_engine() -> None:
@@ -248,7 +279,7 @@ def main(folder: Path, cases: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     let_accelerate_use_fsdp_without_a_gpu()
     ranks = Ranks.from_environment()
-    _start_peers(ranks)
+    _start_peers(ranks, SimpleNamespace(rank_timeout=None))
     for case in cases:
         place = Path(case.get("place", folder / case["name"]))
         # Ranks that wait for one another for ever say where.
@@ -256,7 +287,7 @@ def main(folder: Path, cases: list[dict[str, Any]]) -> None:
         engines: list[list[str]] = []
         with fault(case.get("fault")), engines_seen(case["settings"]["deepspeed"], engines):
             found = run_case(case, place / "stage", ranks)
-        found["engines"] = engines
+        found["engines"], found["ran"] = engines, (place / "stage" / TRACE).exists()
         barrier()
         if ranks.is_first:
             (folder / case["name"]).mkdir(exist_ok=True)
