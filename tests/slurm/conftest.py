@@ -14,6 +14,8 @@ from pipeline import cli
 from tests.slurm.at_cluster import At
 from tests.slurm.cluster import Cluster
 
+REQUIRED = "TRIVET_REQUIRE_SLURM"
+"""Environment variable: a machine that should have Slurm, and has not, is a failure."""
 RECIPE = """\
 name: tiny
 model: {base: builtin:tiny-llama, adapter: {type: lora, r: 4, alpha: 8}}
@@ -103,7 +105,7 @@ def trivet(here, capsys):
 @pytest.fixture(scope="session")
 def cluster():
     if reason := Cluster.missing():
-        pytest.skip(reason)
+        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(reason)
     # A short path, as one of the files is a socket.
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         found = Cluster(Path(folder))

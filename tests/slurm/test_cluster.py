@@ -45,6 +45,8 @@ def test_stopped_by_signal_and_by_requeueing_the_chain_ends_like_a_direct_run(at
     assert at.shown(jobs["dpo"], "Restarts") == "1"
     log = (run / "logs" / f"slurm-sft-{jobs['sft']}.log").read_text()
     assert "asked to stop; requeued to go on" in log and "sft: going on from step" in log
+    again = (run / "logs" / f"slurm-dpo-{jobs['dpo']}.log").read_text()
+    assert again.count("dpo: starts") == 2 and "dpo: going on from step" in again
     for stage in ("sft", "dpo"):
         assert weights(run, stage) == weights(direct, stage), f"{stage} differs from a direct run"
     mine, theirs = (json.loads((each / "results.json").read_text())["evaluation"] for each in (run, direct))
@@ -67,6 +69,22 @@ def test_two_processes_of_a_job_find_each_other_and_stop_together(at):
         (line["split"], line["step"]) for line in read_metrics(run / "sft" / "metrics.jsonl") if line["name"] == "loss"
     ]
     assert len(losses) == len(set(losses)) > 0
+
+
+def test_an_array_goes_on_from_the_stage_that_its_runs_share(at):
+    stem = at.folder / "runs" / "swept"
+    options = ("--cpus-per-task", "1", "--array-over", "stages.dpo.beta=0.1,0.9", "--set", "evaluation.tasks=[]")
+    at.trivet("submit", str(RECIPE), "--output-dir", str(stem), *options)
+    runs = [stem.with_name(f"swept-{index}") for index in (0, 1)]
+    jobs = [{job.name: job.job_id for job in read_jobs(run)} for run in runs]
+    assert list(jobs[0]) == ["sft", "all"] and list(jobs[1]) == ["all"]
+    assert [each["all"].partition("_")[2] for each in jobs] == ["0", "1"]
+    for run in runs:
+        at.wait("the end of all jobs", run, lambda run=run: at.finished(run))
+        assert json.loads((run / "exit.json").read_text())["code"] == 0
+    assert len(list(stem.parent.glob(".store/sft-*"))) == 1
+    assert weights(runs[0], "sft") == weights(runs[1], "sft") and weights(runs[0], "dpo") != weights(runs[1], "dpo")
+    assert "dpo.beta" in at.trivet("compare", *map(str, runs))
 
 
 def test_a_failure_cancels_what_comes_after(at):

@@ -160,7 +160,8 @@ def test_a_signal_before_anything_listens_is_not_a_failure(job, fakes, tmp_path)
     process.send_signal(signal.SIGUSR1)
     code, out = finish(process)
     assert code == 0 and len(requeued(fakes)) == 1, out
-    assert json.loads((tmp_path / "run" / "slurm" / "exit-20007.json").read_text())["code"] == 75
+    for place in ("slurm/exit-20007.json", "exit.json"):
+        assert json.loads((tmp_path / "run" / place).read_text())["code"] == 75, "the last word on the run"
 
 
 def test_hostile_names_reach_the_command_as_they_are(job, fakes, tmp_path, monkeypatch):
