@@ -10,15 +10,17 @@ from pipeline.tracking import read_metrics
 
 _OF_THE_CLOCK = ("time/", "mem/", "tok_per_s")
 """Metrics that measure the machine."""
-_UNLIKE = {"created", "seconds", "digest", "files", "code"}
-"""Fields of a manifest that tell when and how long, and the hashes of files, which are compared one by one."""
+_UNLIKE = {"created", "seconds", "memory", "digest", "files", "code"}
+"""Fields of a manifest that tell when, how long, in how much memory; and the hashes of files, compared one by one."""
 
 
 def account(run_dir: Path) -> dict[str, Any]:
-    """Everything a run leaves but times: each stage's manifest and files, metrics line by line, ledger and figures."""
+    """Everything a run leaves but times: manifest and files of stages, metrics line by line, ledger and figures."""
     ledger = json.loads((run_dir / "run.json").read_text())
     found: dict[str, Any] = {"finished": ledger["finished"] is not None}
     for entry in ledger["stages"]:
+        if entry["status"] == "pending":
+            continue
         folder = run_dir / entry["name"]
         manifest = json.loads((folder / "manifest.json").read_text())
         hashes = {each["path"]: each["sha256"] for each in manifest["files"] if each["path"] != "metrics.jsonl"}

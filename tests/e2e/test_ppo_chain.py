@@ -1,4 +1,7 @@
-"""The tiny reward-model and PPO chain, as a user runs it: through, again, killed ten times, and on two processes."""
+"""The tiny reward-model and PPO chain, as a user runs it: through, again, killed five times, and on two processes.
+
+Ten times where TRIVET_KILLS is set.
+"""
 
 from __future__ import annotations
 
@@ -63,10 +66,10 @@ def moments(run):
     ]
 
 
-def test_ten_kills_and_not_a_bit_of_difference(new_run, through):
+def test_kills_and_not_a_bit_of_difference(new_run, through):
     run = new_run("killed", RECIPE)
     draw = random.Random(SEED)
-    for name, role, condition in moments(run):
+    for name, role, condition in moments(run) if "TRIVET_KILLS" in os.environ else moments(run)[1::2]:
         process = run.start("accelerate")
         assert run.wait_for(condition, process), f"{name}: did not come\n{run.said()}\n{run.log()[-2000:]}"
         time.sleep(draw.uniform(0.0, 0.3))
@@ -86,10 +89,11 @@ def test_ten_kills_and_not_a_bit_of_difference(new_run, through):
     assert mine == theirs
 
 
-def test_another_seed_gives_other_bits(new_run, through):
+def test_another_seed_gives_other_bits(new_run, through, warm):
     """The comparison can fail."""
     run = new_run("other", RECIPE, ("--until", "ppo", "--set", "seed=18"))
-    run.go()
+    run.warm = warm
+    run.go(launcher="forked")
     assert run.weights("ppo") != through.weights("ppo")
 
 

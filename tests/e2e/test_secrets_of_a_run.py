@@ -23,6 +23,7 @@ REWARD = """
 import os, sys
 def score(prompts, answers):
     print("looking with", os.environ["HF_TOKEN"])
+    print("Authorization: Bearer Canary12Canary12", file=sys.stderr)
     print(os.environ["DATABASE_PASSWORD"], "or https://me:Canary9pass@host/x?token=Canary10", file=sys.stderr)
     if not os.path.exists(os.environ["SWITCH"]):
         raise ValueError(f"refused {os.environ['OPENAI_API_KEY']} at https://me:Canary11pass@host/v1")

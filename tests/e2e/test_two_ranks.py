@@ -119,6 +119,20 @@ def test_a_killed_worker_ends_the_launch_and_the_next_one_goes_on(new_run, rank)
     assert "going on from step" in said and run.train_steps("sft") == list(range(2, 33, 2))
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_supervisor_is_named_before_the_launcher_ends_the_others(new_run, rank):
+    """It asks them to stop at once, and kills them half a minute later."""
+    run = new_run(options=("--until", "sft", "--set", "stages.sft.epochs=4"))
+    process = run.start("torchrun")
+    assert run.wait_for(lambda: run.inside("sft-*/checkpoints/checkpoint-4/COMPLETE.json"), process), run.said()
+    os.kill(of_rank(run, "supervisor", rank), signal.SIGKILL)
+    assert process.wait(SECONDS) != 0
+    outcome = run.outcome()
+    assert outcome["code"] == 1 and f"rank {rank}" in outcome["sentence"], outcome
+    assert "is gone without a word" in outcome["sentence"] and outcome["sentence"] in run.said()
+    assert run.left_behind() == {}
+
+
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(new_run):
     """As Slurm or a node's shutdown may do it: only the second rank's supervisor is asked."""
     run = new_run(options=("--until", "sft", "--set", "stages.sft.epochs=4"))

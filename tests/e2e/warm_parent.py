@@ -149,6 +149,16 @@ def _close_all_but(kept: set[int]) -> None:
 def _take_environment(environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    _take_path(environment.get("PYTHONPATH", ""))
+
+
+def _take_path(path: str) -> None:
+    """Modules on a path of its own come before ours and the libraries, as they would in a fresh process."""
+    folders = [folder for folder in path.split(os.pathsep) if folder and folder not in sys.path]
+    sys.path[:0] = folders
+    names = {found.name.partition(".")[0] for folder in folders for found in Path(folder).iterdir()}
+    for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+        del sys.modules[name]
 
 
 def main() -> None:
