@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.judging.usage import Reply
 from pipeline.durable import cache_folder, read_json, sha256_json, write_json_atomically
 
 
@@ -24,19 +25,20 @@ class ReplyCache:
         """The one of this user, beside the builtin models."""
         return cls(cache_folder() / "judge")
 
-    def get(self, asked: Mapping[str, Any]) -> str | None:
+    def get(self, asked: Mapping[str, Any]) -> Reply | None:
         """The reply to a question; None where it was never asked, or its file is damaged."""
         try:
             kept = read_json(self._path(asked))
-            return str(kept["reply"]) if kept["asked"] == asked else None
+            # What was kept before tokens were counted has no usage.
+            return Reply.counted(str(kept["reply"]), kept.get("usage")) if kept["asked"] == asked else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def put(self, asked: Mapping[str, Any], reply: str) -> None:
-        """Keep a reply."""
+    def put(self, asked: Mapping[str, Any], reply: Reply) -> None:
+        """Keep a reply, and what it cost."""
         path = self._path(asked)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(path, {"asked": dict(asked), "reply": reply})
+        write_json_atomically(path, {"asked": dict(asked), "reply": reply.text, "usage": reply.usage})
 
     def _path(self, asked: Mapping[str, Any]) -> Path:
         key = sha256_json(asked)

@@ -10,6 +10,9 @@ from evaluation.intervals import bootstrap_mean_ci, paired_bootstrap_ci
 from evaluation.judging.grading import Graded
 from evaluation.judging.questions import MOST_TURNS, Question
 
+_GRADES = (1.0, 10.0)
+"""What a grade lies within."""
+
 
 def grade_figures(
     questions: Sequence[Question], graded: Mapping[str, Sequence[Graded]], reference: str
@@ -64,7 +67,7 @@ def _less_reference(base: Sequence[float | None], found: Sequence[Graded]) -> di
     ]
     if not both:
         return {"less_reference": None, "less_reference_ci95": None, "less_reference_n": 0}
-    difference = paired_bootstrap_ci([before for before, _ in both], [after for _, after in both])
+    difference = paired_bootstrap_ci([before for before, _ in both], [after for _, after in both], within=_GRADES)
     return {
         "less_reference": difference.estimate,
         "less_reference_ci95": difference.bounds,
@@ -78,5 +81,5 @@ def _mean(one: Graded) -> float | None:
 
 
 def _interval(name: str, values: Sequence[float | None]) -> dict[str, Any]:
-    found = bootstrap_mean_ci([value for value in values if value is not None])
+    found = bootstrap_mean_ci([value for value in values if value is not None], within=_GRADES)
     return {name: found.estimate, f"{name}_ci95": found.bounds, f"{name}_n": found.n}

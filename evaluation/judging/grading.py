@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field
+from functools import partial, reduce
 from typing import Any
 
-from evaluation.judging.asking import ask, in_parallel
+from evaluation.judging.asking import ask, in_parallel, unread_sentence
 from evaluation.judging.cache import ReplyCache
-from evaluation.judging.endpoint import Endpoint
+from evaluation.judging.endpoint import Endpoint, Say, say_nothing
 from evaluation.judging.questions import Question
+from evaluation.judging.usage import Usage
 from pipeline.recipe.schema import JudgeSettings
 from pipeline.runtime import from_first_rank
 
@@ -46,6 +47,14 @@ class Graded:
     """None where no reply could be read."""
 
 
+@dataclass(frozen=True, slots=True)
+class Grades:
+    """What every policy's answers were given, in the questions' order."""
+
+    by_policy: Mapping[str, Sequence[Graded]]
+    usage: Usage = field(default_factory=Usage)
+
+
 def grade_all(
     questions: Sequence[Question],
     conversations: Sequence[Conversation],
@@ -61,7 +70,7 @@ def grade_all(
         SourceUnreachableError, RecipeError: the endpoint failed for good; what was graded is in the cache.
     """
     pairs = list(zip(questions, conversations, strict=True))
-    return in_parallel(pairs, partial(_graded, endpoint, cache), parallel, progress)
+    return in_parallel(pairs, partial(_graded, endpoint, cache), endpoint, parallel, progress)
 
 
 def grade_one_by_one(
@@ -70,7 +79,8 @@ def grade_one_by_one(
     conversations: Mapping[str, Sequence[Conversation]],
     keep: Callable[[str, str, Callable[[str], dict[str, Any]]], dict[str, Any]],
     progress: Callable[[str], Callable[[int, int], None]],
-) -> dict[str, list[Graded]]:
+    say: Say = say_nothing,
+) -> Grades:
     """Grade every policy on the first rank, each kept as soon as it is through.
 
     Args:
@@ -79,26 +89,32 @@ def grade_one_by_one(
         conversations: answers by policy, in the questions' order.
         keep: keeps a measurement: its name, the policy, and what makes it.
         progress: makes the bar of a task.
+        say: tells of attempts that fail, and of replies that cannot be read.
     """
-    endpoint = Endpoint(
-        url=settings.url, model=settings.model, timeout=settings.timeout, attempts=settings.attempts
-    )  # fmt: skip
 
     def compute(name: str) -> dict[str, Any]:
-        def grade() -> list[Any]:
+        def grade() -> dict[str, Any]:
+            endpoint = Endpoint.of(settings, say)
             found = grade_all(
-                questions, conversations[name], endpoint, ReplyCache.shared(), parallel=settings.parallel,
-                progress=progress(f"grades of {name}"),
+                questions, conversations[name], endpoint, ReplyCache.shared(),
+                parallel=settings.parallel, progress=progress(f"grades of {name}"),
             )  # fmt: skip
-            return [[list(one.answers), list(one.grades)] for one in found]
+            grades = [grade for one in found for grade in one.grades]
+            if unread := grades.count(None):
+                say(unread_sentence(f"judge {settings.model}: its grades of {name}", unread, len(grades), "answers"))
+            if endpoint.meter.usage != Usage():
+                say(f"judge {settings.model}: {endpoint.meter.usage.told} for its grades of {name}")
+            rows = [[list(one.answers), list(one.grades)] for one in found]
+            return {"graded": rows, "usage": asdict(endpoint.meter.usage)}
 
-        return {"graded": from_first_rank(grade)}
+        return from_first_rank(grade)
 
-    kept = {name: keep(f"graded-{name}", name, compute)["graded"] for name in conversations}
-    return {
-        name: [Graded(answers=tuple(answers), grades=tuple(grades)) for answers, grades in rows]
-        for name, rows in kept.items()
+    kept = {name: keep(f"graded-{name}", name, compute) for name in conversations}
+    by_policy = {
+        name: [Graded(answers=tuple(answers), grades=tuple(grades)) for answers, grades in found["graded"]]
+        for name, found in kept.items()
     }
+    return Grades(by_policy, reduce(Usage.__add__, (Usage(**found["usage"]) for found in kept.values()), Usage()))
 
 
 def read_grade(reply: str) -> float | None:

@@ -54,7 +54,7 @@ def judge_all(
     Raises:
         SourceUnreachableError, RecipeError: the endpoint failed for good; what was judged is in the cache.
     """
-    return in_parallel(matches, partial(_verdict, endpoint, cache), parallel, progress)
+    return in_parallel(matches, partial(_verdict, endpoint, cache), endpoint, parallel, progress)
 
 
 def read_letter(reply: str) -> str | None:

@@ -17,10 +17,15 @@ class Judge:
     def __init__(self, prefer):
         self.prefer = prefer
         self.faults = []
-        """Each is used up by one request: a status code, `cut`, `silent`, or a text to reply with."""
+        """Each is used up by one request: a status with headers and text, `cut`, `no json`, `silent` (nothing comes),
+        `drip` (it never ends), or a text to reply with.
+        """
         self.asked = []
         self.keys = []
+        self.usage = None
+        """What it says of its tokens."""
         self.lock = threading.Lock()
+        self.closing = threading.Event()
 
     def serve(self, handler):
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
@@ -39,13 +44,28 @@ class Judge:
             handler.wfile.write(b'{"choices": [{"message": {"content": "A')
             handler.wfile.flush()
             return handler.connection.close()
+        if fault in ("silent", "drip"):
+            return self._hang(handler, drips=fault == "drip")
         if fault == "no json":
             return self._send(handler, 200, "<html>busy</html>")
         if text is None:
             asked = body["messages"][1]["content"]
             two = SHOWN.search(asked)
             text = self.prefer(*two.groups()) if two else self.prefer(asked)
-        return self._send(handler, 200, json.dumps({"choices": [{"message": {"content": text}}]}))
+        return self._send(handler, 200, json.dumps({"choices": [{"message": {"content": text}}], "usage": self.usage}))
+
+    def _hang(self, handler, drips):
+        """Keep the connection, and say nothing on it; or a blank now and then."""
+        if drips:
+            handler.send_response(200)
+            handler.send_header("Content-Length", "500")
+            handler.end_headers()
+        while not self.closing.wait(0.05):
+            if drips:
+                try:
+                    handler.wfile.write(b" ")
+                except OSError:
+                    return
 
     def _send(self, handler, code, text, headers=()):
         data = text.encode()
@@ -75,6 +95,7 @@ def endpoint(prefer):
     try:
         yield judge, f"http://127.0.0.1:{server.server_port}/v1"
     finally:
+        judge.closing.set()
         server.shutdown()
         server.server_close()
         thread.join()
