@@ -14,11 +14,12 @@ from evaluation.benchmarks.harness import Asked, TaskFigures
 from evaluation.benchmarks.local import BENCHMARKS, local_tasks
 from evaluation.benchmarks.record import FOLDER, keep, read_entries, values_by_question, write_entries
 from evaluation.benchmarks.task_files import write_tasks
-from evaluation.intervals import paired_bootstrap_ci
+from evaluation.intervals import SHARE, paired_bootstrap_ci
 from evaluation.policies import BASE, Policies
 from pipeline.artefact import Artefact
 from pipeline.console import duration
-from pipeline.models.load import load_tokenizer
+from pipeline.context import require_one_tokenizer
+from pipeline.models.load import describe_tokenizer, load_tokenizer
 from pipeline.recipe.schema import Recipe
 
 LIBRARIES = ("lm_eval", "transformers", "torch", "datasets")
@@ -53,14 +54,16 @@ def run_benchmarks(
         say: tells the user how far it is.
 
     Raises:
-        TrivetError, DataError, SourceUnreachableError: see `local_tasks` and `harness.ask`.
+        TrivetError: a policy was made with another tokenizer than the run's.
+        DataError, SourceUnreachableError: see `local_tasks` and `harness.ask`.
     """
+    tokenizer = load_tokenizer(base_folder, recipe.data.chat_template)
+    require_one_tokenizer(str(run_dir), artefacts, describe_tokenizer(tokenizer))
     sources = {name: _source(name, data, run_dir) for name in names}
     # The harness builds its batches itself: padded rows, as any model takes them.
     attention = "sdpa" if recipe.model.attention == "auto" else recipe.model.attention
     settings = recipe.model.model_copy(update={"attention": attention})
     loaded = Policies(artefacts, base_folder, settings, precision)
-    tokenizer = load_tokenizer(base_folder, recipe.data.chat_template)
     for name in names:
         tasks, folder, digest = sources[name]
         settled = {**asdict(asked), "data": digest, "precision": precision, **_versions()}
@@ -140,6 +143,6 @@ def _compare(run_dir: Path) -> None:
                 values_by_question(run_dir, entry["benchmark"], policy, metric) for policy in (entry["policy"], BASE)
             )
             shared = sorted(mine.keys() & theirs.keys())
-            found = paired_bootstrap_ci([theirs[one] for one in shared], [mine[one] for one in shared])
+            found = paired_bootstrap_ci([theirs[one] for one in shared], [mine[one] for one in shared], within=SHARE)
             figure["against_base"] = {"difference": found.estimate, "ci95": found.bounds, "n": found.n}
     write_entries(run_dir, entries)

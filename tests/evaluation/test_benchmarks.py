@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import json
+import os
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from seen import Visible, page
 from synthetic_run import write_run
 
-from evaluation.benchmarks import record
+from evaluation.benchmarks import record, sandbox
 from evaluation.benchmarks.local import BENCHMARKS, local_tasks
 from evaluation.benchmarks.sandbox import passes_tests
 from evaluation.report.benchmarks_section import TITLES, benchmark_table
@@ -125,6 +129,11 @@ def test_missing_files_are_named(tmp_path):
         ("open('a', 'wb').write(bytes(8 << 20))", False),
         ("import os; assert not {'USER', 'PWD', 'TRIVET_CACHE'} & set(os.environ)", True),
         ("import os; assert os.listdir('.') == []", True),
+        ("open('a', 'w').write('x'); import os; os.mkdir('b'); os.rename('a', 'b/a'); os.remove('b/a')", True),
+        ("import os; open(os.devnull, 'w').write('x')", True),
+        ("import collections, hashlib, itertools, math, re, string, typing", True),
+        ("import os; os.setuid(0)", False),
+        ("import sys; assert sys.argv == ['-c']", True),
     ],
 )
 def test_a_program_passes_only_by_reaching_its_end(program, passed):
@@ -133,6 +142,42 @@ def test_a_program_passes_only_by_reaching_its_end(program, passed):
 
 def test_a_program_that_does_not_end_is_ended():
     assert passes_tests("while True: pass", seconds=0.5) is False
+
+
+LANDLOCK = ctypes.CDLL(None).syscall(444, None, 0, 1) > 0
+"""Whether this kernel can fence a process in."""
+
+
+@pytest.mark.skipif(not LANDLOCK, reason="this kernel has no Landlock")
+def test_a_program_changes_nothing_outside_of_its_folder(tmp_path):
+    """The control: the same programs do, run as they are."""
+    import subprocess
+
+    victim = tmp_path / "file"
+    for program in (f"open({str(victim)!r}, 'w').close()", f"import os; os.remove({str(victim)!r})"):
+        victim.write_text("kept")
+        assert passes_tests(program) is False and victim.read_text() == "kept"
+        assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+        assert not victim.exists() or not victim.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to give up")
+def test_root_without_a_way_to_less_rights_is_refused(monkeypatch):
+    """Neither nobody can read Python, nor does the kernel fence a process in; either alone is enough."""
+    monkeypatch.setattr(sandbox, "_everybody_reads", lambda file: False)
+    if LANDLOCK:
+        assert passes_tests("pass") is True
+    monkeypatch.setattr(sandbox, "_GUARD", sandbox._GUARD.replace("444, None", "99999, None"))
+    with pytest.raises(TrivetError, match="not run as root where it could write everywhere"):
+        passes_tests("pass")
+
+
+def test_whether_everybody_reads_a_file(tmp_path):
+    assert sandbox._everybody_reads(Path("/etc/passwd")) is True
+    (file := tmp_path / "closed" / "file").parent.mkdir(mode=0o700)
+    file.write_text("")
+    file.chmod(0o644)
+    assert sandbox._everybody_reads(file) is False, "its folder is closed"
 
 
 def test_a_listener_on_this_machine_cannot_be_reached():
@@ -197,7 +242,7 @@ def test_forgotten_is_only_said_where_it_is_shown(ci95, tone):
 def test_the_report_shows_benchmarks_and_lives_without_them(tmp_path):
     run = tmp_path / "demo"
     write_run(run)
-    assert "Public benchmarks" not in Visible(page(run)).text
+    assert "MMLU" not in Visible(page(run)).text and "were not asked" in Visible(page(run)).text
     results = json.loads((run / "results.json").read_text())
     results["evaluation"]["benchmarks"] = [
         entry("base", 0.3),
@@ -206,7 +251,7 @@ def test_the_report_shows_benchmarks_and_lives_without_them(tmp_path):
     (run / "results.json").write_text(json.dumps(results))
     text = Visible(page(run)).text
     assert "MMLU , acc, % 30.0 ± 2.0 n = 100 25.0 ± 2.0 n = 100 ▼ forgotten: -5.0 [-8.0, -2.0]" in text
-    assert "lm_eval 0.4.13" in text
+    assert "lm_eval 0.4.13" in text and "were not asked" not in text
 
 
 # The command
@@ -237,6 +282,7 @@ def command(tmp_path, capsys, monkeypatch):
         (["--tasks", "humaneval"], 2, "add --allow-code to run them in a process apart"),
         (["--tasks", "mmlu", "--limit", "0"], 2, "--limit and --batch-size must be at least 1"),
         (["--tasks", "mmlu", "--policies", "dpo9"], 2, "--policies: 'dpo9' is not known"),
+        (["--policies", "stf"], 2, "--policies: 'stf' is not known; did you mean 'sft'?"),
         (["--limit", "5"], 2, "--limit is for benchmarks; add --tasks"),
         (["--set", "evaluation.promts=3"], 2, "did you mean 'prompts'?"),
     ],
@@ -253,6 +299,38 @@ def test_a_missing_harness_is_named(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     code, err = command("--tasks", "mmlu")
     assert code == TrivetError.exit_code and "pip install -e '.[eval]'" in err
+
+
+def policy(stage="sft", **manifest):
+    return SimpleNamespace(manifest=SimpleNamespace(stage=stage, key="k", **manifest))
+
+
+def test_a_policy_of_another_base_is_not_asked(command, data, monkeypatch):
+    other = policy(base=SimpleNamespace(name="another", fingerprint="f" * 64))
+    monkeypatch.setattr(evaluating, "_policies", lambda folder, loaded: {"sft": other})
+    monkeypatch.setattr("evaluation.benchmarks.harness.require_harness", lambda: None)
+    code, err = command("--tasks", "hellaswag", "--data", str(data), "--set", "model.base=builtin:tiny-llama")
+    assert code == TrivetError.exit_code and "its sft belongs to base another (ffffffffffff)" in err
+    assert "used here is builtin:tiny-llama" in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_policy_of_another_tokenizer_is_not_asked(tmp_path, data, tiny_folder, tiny_tokenizer):
+    from evaluation.benchmarks.harness import Asked
+    from evaluation.benchmarks.run import run_benchmarks
+    from pipeline.models.load import describe_tokenizer
+    from pipeline.recipe import loads_recipe
+
+    recipe = loads_recipe(
+        "name: x\nmodel: {base: builtin:tiny-llama}\ndata: {sft: {sources: [{path: builtin:alpaca_sample}]}}\n"
+        "stages: {sft: {}}\n"
+    ).recipe
+    own = describe_tokenizer(tiny_tokenizer)
+    artefacts = {"sft": policy(tokenizer=own.model_copy(update={"sha256": "0" * 64}))}
+    asked = Asked(limit=1, chat_template=False, batch_size=1)
+    told = rf"its sft was made with another tokenizer .*sha256 0{{12}}\) than is used here \(sha256 {own.sha256[:12]}\)"
+    with pytest.raises(TrivetError, match=told):
+        run_benchmarks(tmp_path, recipe, tiny_folder, artefacts, ["sft"], ["hellaswag"], data, asked, "fp32", print)
+    assert not (tmp_path / "benchmarks").exists(), "before anything is written"
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):

@@ -20,6 +20,7 @@ from evaluation.benchmarks.local import BENCHMARKS, LocalTask
 from evaluation.benchmarks.record import read_entries
 from evaluation.benchmarks.run import run_benchmarks
 from evaluation.benchmarks.task_files import write_tasks
+from pipeline.cli import main
 from pipeline.errors import SourceUnreachableError, TrivetError
 from pipeline.models.builtin import materialise
 from pipeline.recipe import loads_recipe
@@ -123,26 +124,90 @@ def test_a_hub_out_of_reach_is_one_sentence(tmp_path, tiny_model, tiny_tokenizer
         harness.ask(tiny_model, tiny_tokenizer, ["hellaswag"], None, asked)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the public files are not here")
-def test_figures_are_those_of_the_harness_own_command_line(tmp_path):
-    """Three benchmarks of three kinds, question by question."""
-    names = ["hellaswag", "truthfulqa", "gsm8k"]
-    base = "builtin:smollm2-135m-instruct"
-    entries, _ = ask(tmp_path, base, names, DATA, limit=4)
-    tasks = {task["task"]: task for entry in entries for task in entry["tasks"]}
+BASE = "builtin:smollm2-135m-instruct"
+TRAINED = f"""
+name: x
+model: {{base: "{BASE}", adapter: {{r: 4}}}}
+data: {{sft: {{sources: [{{path: builtin:alpaca_sample, limit: 4}}], max_length: 192, eval_limit: 1}}}}
+stages:
+  sft: {{precision: fp32, max_steps: 2, global_batch_size: 2, per_device_batch_size: 2, learning_rate: 5.0e-3}}
+evaluation: {{tasks: []}}
+"""
+
+
+@pytest.fixture(scope="module")
+def run_of_sft(tmp_path_factory):
+    """The run directory of two steps of SFT on the embedded model."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "recipe.yaml").write_text(TRAINED)
+    script = [str(ROOT / "pipeline" / "run.py"), str(folder / "recipe.yaml"), "--output-dir", str(folder / "run")]
+    done = subprocess.run(
+        [sys.executable, *script, "--in-process"], capture_output=True, text=True, check=False, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "run"
+
+
+def merged(run, folder):
+    """The policy as one model, by the libraries alone."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(materialise(BASE), dtype=torch.float32)
+    PeftModel.from_pretrained(base, run / "sft" / "adapter").merge_and_unload().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(materialise(BASE)).save_pretrained(folder)
+    return folder
+
+
+def their_command_line(model, tasks, run, out):
+    """What the harness's own command writes of local tasks: task to its figures."""
     arguments = [
-        "--model", "hf", "--model_args", f"pretrained={materialise(base)},dtype=float32", "--device", "cpu",
+        "--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--device", "cpu",
         "--tasks", ",".join(f"trivet_{task}" for task in tasks), "--limit", "4", "--batch_size", "4",
-        "--include_path", str(tmp_path / "benchmarks" / "tasks"), "--output_path", str(tmp_path / "theirs"),
+        "--include_path", str(run / "benchmarks" / "tasks"), "--output_path", str(out),
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "lm_eval", *arguments], capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    (path,) = (tmp_path / "theirs").rglob("results_*.json")
-    theirs = json.loads(path.read_text())["results"]
-    assert len(tasks) == 4
-    for name, task in tasks.items():
-        for metric, value in task["values"].items():
-            key = metric if "," in metric else f"{metric},none"
-            assert theirs[f"trivet_{name}"][key] == pytest.approx(value, abs=1e-6), (name, metric)
+    (path,) = out.rglob("results_*.json")
+    found = json.loads(path.read_text())["results"]
+    return {task: found[f"trivet_{task}"] for task in tasks}
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the public files are not here")
+def test_figures_are_those_of_the_harness_own_command_line(tmp_path, run_of_sft):
+    """Three benchmarks of three kinds through `trivet eval`, base and an adapter, values and standard errors."""
+    alike = ["--data", str(DATA), "--limit", "4", "--batch-size", "4"]
+    for policy, names in (("base", "hellaswag,truthfulqa,gsm8k"), ("sft", "hellaswag,truthfulqa")):
+        with pytest.raises(SystemExit) as ended:
+            main(["eval", str(run_of_sft), "--policies", policy, "--tasks", names, *alike])
+        assert ended.value.code == 0
+    ours = {
+        policy: {
+            task["task"]: task
+            for entry in read_entries(run_of_sft)
+            if entry["policy"] == policy
+            for task in entry["tasks"]
+        }
+        for policy in ("base", "sft")
+    }
+    assert (len(ours["base"]), len(ours["sft"])) == (4, 3)
+    models = {"base": materialise(BASE), "sft": merged(run_of_sft, tmp_path / "merged")}
+    errors = 0
+    for policy, tasks in ours.items():
+        theirs = their_command_line(models[policy], [*tasks], run_of_sft, tmp_path / f"theirs-{policy}")
+        for name, task in tasks.items():
+            for metric, value in task["values"].items():
+                figure, _, given = metric.partition(",")
+                # Merged weights are rounded once more.
+                close = 1e-6 if policy == "base" else 1e-4
+                assert theirs[name][f"{figure},{given or 'none'}"] == pytest.approx(value, abs=close), (name, metric)
+                error = theirs[name].get(f"{figure}_stderr,{given or 'none'}")
+                known = task["stderr"].get(metric)
+                assert error in (None, "N/A") if known is None else error == pytest.approx(known, abs=close)
+                errors += bool(known)
+    assert errors >= 4, "several standard errors that are not 0 were compared"
+    second = [ours[policy]["truthfulqa_mc2"]["values"]["acc"] for policy in ("base", "sft")]
+    assert abs(second[0] - second[1]) > 1e-3, "the control: the adapter's figures are not the base's"
