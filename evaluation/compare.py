@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.intervals import paired_bootstrap_ci
+from evaluation.intervals import SHARE, paired_bootstrap_ci, paired_ratio_ci
 from pipeline.recipe.lineage import BASE, POLICY_KINDS, heldout_reward, policy_of
 from pipeline.recipe.schema import Recipe
 
 Values = Mapping[str, Sequence[float | None]]
 """By policy: one value per prompt, the prompts the same for all; None where a prompt could not be judged."""
+
+Sums = Mapping[str, Sequence[tuple[float, float]]]
+"""By policy: per row what is summed up, and the weight that the sum is divided by."""
+
+_WITHIN = dict.fromkeys(
+    ("rule_accuracy", "win_rate", "eos_rate", "refusal_rate", "repetition", "refuses_harmful", "refuses_harmless",
+     "admits_unknown", "doubts_known", "gives_in"),
+    SHARE,
+)  # fmt: skip
+"""What a figure of one answer lies within, where that is known; scores have no bounds."""
 
 
 def reference_policy(recipe: Recipe) -> str:
@@ -34,8 +44,19 @@ def judges(recipe: Recipe) -> dict[str, str]:
     return {figure: name for figure, name in named.items() if name is not None}
 
 
+def measured_policies(recipe: Recipe) -> frozenset[str]:
+    """The policies that are measured: all, or those that the recipe names and the reference beside them."""
+    trained = (name for name, stage in recipe.stages.items() if stage.kind in POLICY_KINDS)
+    named = recipe.evaluation.policies
+    return frozenset((*named, reference_policy(recipe)) if named else (BASE, *trained))
+
+
 def pairs(recipe: Recipe) -> list[tuple[str, str]]:
-    """Each stage's policy behind the one it started from, then PPO behind DPO where both started from the same one."""
+    """Each stage's policy behind the one it started from, then PPO behind DPO where both started from the same one.
+
+    Only where both are measured.
+    """
+    measured = measured_policies(recipe)
     kinds = {name: stage.kind for name, stage in recipe.stages.items() if stage.kind in POLICY_KINDS}
     starts = {name: policy_of(recipe, name) or BASE for name in kinds}
     siblings = [
@@ -44,7 +65,8 @@ def pairs(recipe: Recipe) -> list[tuple[str, str]]:
         for one in kinds
         if (kinds[one], kinds[other]) == ("dpo", "ppo") and starts[one] == starts[other]
     ]
-    return [(start, name) for name, start in starts.items()] + siblings
+    every = [*((start, name) for name, start in starts.items()), *siblings]
+    return [pair for pair in every if measured.issuperset(pair)]
 
 
 def differences(metric: str, compared: Sequence[tuple[str, str]], values: Values) -> list[dict[str, Any]]:
@@ -58,9 +80,26 @@ def differences(metric: str, compared: Sequence[tuple[str, str]], values: Values
         ]
         if not both:
             continue
-        found = paired_bootstrap_ci([a for a, _ in both], [b for _, b in both])
+        found = paired_bootstrap_ci([a for a, _ in both], [b for _, b in both], within=_WITHIN.get(metric))
         rows.append({
             "metric": metric, "from": before, "to": after, "difference": found.estimate, "ci95": found.bounds,
             "n": found.n,
         })  # fmt: skip
+    return rows
+
+
+def ratio_differences(
+    metric: str, compared: Sequence[tuple[str, str]], sums: Sums, *, exponent: bool = False
+) -> list[dict[str, Any]]:
+    """The same for a figure that is a ratio of sums over all rows, or `exponent` of it, as perplexity is."""
+    rows = []
+    for before, after in compared:
+        if not (sums.get(before) and sums.get(after)):
+            continue
+        found = paired_ratio_ci(sums[before], sums[after], exponent=exponent)
+        if found.estimate is not None:
+            rows.append({
+                "metric": metric, "from": before, "to": after, "difference": found.estimate, "ci95": found.bounds,
+                "n": found.n,
+            })  # fmt: skip
     return rows

@@ -1,4 +1,4 @@
-"""What each stage of each run cost: time, and memory where a stage logged it."""
+"""What each stage of each run cost: time, and the most memory that it took."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ class Cost:
 
     stage: str
     seconds: tuple[float | None, ...]
+    process_gib: tuple[float | None, ...]
+    """The most memory of the machine that one of its processes took; None where an older version made it."""
     peak_gib: tuple[float | None, ...]
-    """The largest of what the stage logged as `mem/peak_...`: memory of the accelerator."""
+    """The same of the GPU, from the manifest, or of a stage under way from what it logged as `mem/peak_...`."""
     reused: tuple[bool, ...]
     """Whether the run took the stage over; the time is then that of the run that made it."""
 
@@ -32,7 +34,8 @@ def costs(runs: Sequence[ComparedRun]) -> list[Cost]:
             Cost(
                 stage=name,
                 seconds=tuple(stage.seconds if stage else None for stage in stages),
-                peak_gib=tuple(_peak(stage) if stage else None for stage in stages),
+                process_gib=tuple(_of_process(stage) for stage in stages),
+                peak_gib=tuple(_of_gpu(stage) for stage in stages),
                 reused=tuple(stage is not None and stage.status == "skipped" for stage in stages),
             )
         )
@@ -45,6 +48,14 @@ def total(runs: Sequence[ComparedRun]) -> tuple[float | None, ...]:
     return tuple(sum(seconds) if seconds else None for seconds in sums)
 
 
-def _peak(stage: Stage) -> float | None:
+def _of_process(stage: Stage | None) -> float | None:
+    return stage.provenance.process_gib if stage and stage.provenance else None
+
+
+def _of_gpu(stage: Stage | None) -> float | None:
+    if stage is None:
+        return None
     peaks = [p.value for p in stage.points if p.name.startswith("mem/peak") and p.value is not None]
+    if stage.provenance is not None and stage.provenance.gpu_gib is not None:
+        peaks.append(stage.provenance.gpu_gib)
     return max(peaks, default=None)

@@ -78,7 +78,7 @@ def _chart(found: Frontier, colours: dict[str, str]) -> FrontierChart:
         y_label=", ".join(filter(None, [measure.short, measure.unit])),
         steps=False,
         x_range=(0.0,),
-        marks=list(_marks(found, scale)),
+        marks=[*_marks(found, scale), *_turns(found)],
         bands=bands,
     )
     return FrontierChart(
@@ -123,6 +123,15 @@ def _marks(found: Frontier, scale: float) -> Iterable[Mark]:
         if label and not covers:
             told.append(place)
         yield Mark(_root(place.kl), scale * place.value, "" if covers else label)
+
+
+def _turns(found: Frontier) -> Iterable[Mark]:
+    """A ring where over-optimisation began, at the nearest measurement."""
+    for one in found.passed:
+        if one.turned is not None:
+            turned = one.turned
+            _, kl, value = min(one.points, key=lambda point: abs(point[0] - turned))
+            yield Mark(_root(kl), value, "turned here")
 
 
 def _colour(found: Frontier, passed: Passed, colours: dict[str, str]) -> str:

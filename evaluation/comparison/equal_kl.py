@@ -23,17 +23,21 @@ _MOST_PATHS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two paths at equal KL."""
+    """Two paths at equal KL, or two policies as they stand."""
 
     metric: str
     a: str
     b: str
-    kl: float
+    kl: float | None
+    """In nats; None for policies as they stand."""
     value_a: float
     value_b: float
     difference: Interval
     """b minus a."""
     same_reference: bool
+    near_a: float | None = None
+    near_b: float | None = None
+    """Divergence of each path's policy nearest to there; None for policies as they stand."""
     runs_a: tuple[str, ...] = ()
     runs_b: tuple[str, ...] = ()
     """Labels of their runs."""
@@ -122,5 +126,6 @@ def _pairs(metric: str, paths: Sequence[PathRow]) -> Iterable[Pair]:
         if found is not None:
             yield Pair(
                 metric=metric, a=a.name, b=b.name, kl=found.kl, value_a=found.a, value_b=found.b,
-                difference=found.difference, same_reference=a.reference == b.reference, runs_a=a.runs, runs_b=b.runs,
+                difference=found.difference, same_reference=a.reference == b.reference, near_a=found.near_a,
+                near_b=found.near_b, runs_a=a.runs, runs_b=b.runs,
             )  # fmt: skip

@@ -67,7 +67,7 @@ def _other_settings(one: ComparedRun, first: EvaluationSet, other: ComparedRun, 
     ]
     told = ", ".join(f"evaluation.{name} is {mine} and {theirs}" for name, mine, theirs in differing)
     changes = " ".join(f"--set evaluation.{name}={mine}" for name, mine, _ in differing if mine is not None)
-    command = _again(other, changes)
+    command = evaluate_again(other, changes)
     return f"{one.label} and {other.label} were not evaluated alike ({told}); evaluate the second anew: {command}"
 
 
@@ -75,12 +75,16 @@ def _data_hint(one: ComparedRun, other: ComparedRun) -> str:
     mine, theirs = flat(one.recipe), flat(other.recipe)
     keys = sorted(key for key in {*mine, *theirs} if key.startswith("data.") and mine.get(key) != theirs.get(key))
     named = ", ".join(keys[:4]) or "the contents of their files"
-    return f"what differs: {named}. Make it alike and evaluate again: {_again(other)}"
+    folder = shlex.quote(str(other.run.directory))
+    return (
+        f"what differs: {named}. Make it alike and run again, which trains anew what is trained on it: `trivet run "
+        f"{folder}/recipe.yaml --output-dir {folder}`"
+    )
 
 
-def _again(compared: ComparedRun, changes: str = "") -> str:
-    folder = shlex.quote(str(compared.run.directory))
-    return f"`trivet run {folder}/recipe.yaml --output-dir {folder} {changes}".rstrip() + "`"
+def evaluate_again(compared: ComparedRun, changes: str = "") -> str:
+    """The command that evaluates a run anew and trains nothing."""
+    return f"`trivet eval {shlex.quote(str(compared.run.directory))} {changes}".rstrip() + "`"
 
 
 def _text(prompt: Sequence[tuple[str, str]]) -> str:

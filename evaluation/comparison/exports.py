@@ -38,6 +38,11 @@ def as_json(found: Comparison) -> dict[str, Any]:
             for one in found.spreads
         ],
         "noise": dict(found.noise),
+        "sft": {
+            "pairs": [{"metric": pair.metric, **_pair(pair)} for pair in found.tuned],
+            "noise": dict(found.tuned_noise),
+            "verdicts": [sentence.text for sentence in found.tuned_verdicts],
+        },
         "sweeps": [_sweep(one, found) for one in found.sweeps],
         "verdicts": [sentence.text for sentence in found.verdicts],
         "votes": [
@@ -47,6 +52,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "notes": list(found.notes),
         "costs": [
             {"stage": cost.stage, "seconds": dict(zip(runs, cost.seconds, strict=True)),
+             "process_gib": dict(zip(runs, cost.process_gib, strict=True)),
              "peak_gib": dict(zip(runs, cost.peak_gib, strict=True))}
             for cost in found.costs
         ],
@@ -161,4 +167,5 @@ def _pair(pair: Pair) -> dict[str, Any]:
     return {
         "a": pair.a, "b": pair.b, "kl": pair.kl, "value_a": pair.value_a, "value_b": pair.value_b,
         "difference": found.estimate, "ci95": found.bounds, "n": found.n, "same_reference": pair.same_reference,
+        "nearest_measured_a": pair.near_a, "nearest_measured_b": pair.near_b,
     }  # fmt: skip

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from evaluation.report import files
 from evaluation.report.load import EVALUATION, Run, Stage, load_run
 from pipeline.errors import DataError, RecipeError
+from pipeline.recipe.schema import Recipe
 
 BASE = "base"
 
@@ -37,10 +39,14 @@ class ComparedRun:
     label: str
     run: Run
     recipe: Mapping[str, Any]
-    """As resolved; empty where it could not be read."""
+    """As resolved, by this version where it can; empty where it could not be read."""
     sampled: tuple[Sampled, ...]
     best_of_n: Mapping[int, Mapping[str, float | None]]
     """n to prompt id to the expected best score."""
+    demonstrations: tuple[str, ...] = ()
+    """The held-out demonstrations behind perplexities, each by its place and its length in tokens."""
+    pairs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By policy the held-out pairs behind its preference accuracy, each by its source and its place there."""
 
     def stage(self, name: str) -> Stage | None:
         """A stage by its name."""
@@ -96,20 +102,31 @@ def _run(place: Path, label: str) -> ComparedRun:
         raise DataError(
             f"{place} holds no run (neither run.json nor results.json); name a run directory, as in runs/NAME"
         )
+    return with_rows(run, label)
+
+
+def with_rows(run: Run, label: str) -> ComparedRun:
+    """A run that was read already, under a label, with what its evaluation left prompt by prompt."""
     return ComparedRun(
         label=label,
         run=run,
         recipe=_recipe(run.recipe),
-        sampled=tuple(_sampled(place / EVALUATION)),
-        best_of_n=_best_of_n(place / EVALUATION),
+        sampled=tuple(_sampled(run.directory / EVALUATION)),
+        best_of_n=_best_of_n(run.directory / EVALUATION),
+        demonstrations=_demonstrations(run.directory / EVALUATION),
+        pairs={policy: _pairs(run.directory / policy) for policy in run.policies},
     )
 
 
 def _recipe(text: str) -> Mapping[str, Any]:
+    """A resolved recipe, with the defaults of keys that came after it: to say them and not to know them is the same."""
     try:
-        return files.mapping(yaml.safe_load(text))
+        written = files.mapping(yaml.safe_load(text))
+        return Recipe.model_validate(written).model_dump(mode="json", by_alias=True)
     except yaml.YAMLError:
         return {}
+    except ValidationError:
+        return written
 
 
 def _sampled(folder: Path) -> list[Sampled]:
@@ -135,6 +152,17 @@ def _best_of_n(folder: Path) -> dict[int, dict[str, float | None]]:
         if n is not None:
             found.setdefault(n, {})[files.text(line.get("prompt_id"))] = files.number(line.get("score"))
     return found
+
+
+def _demonstrations(folder: Path) -> tuple[str, ...]:
+    lines = files.read_jsonl(folder / "perplexity.jsonl", [], "perplexity.jsonl")
+    return tuple(dict.fromkeys(f"{line.get('row_id')}: {line.get('tokens')}" for line in lines))
+
+
+def _pairs(folder: Path) -> tuple[str, ...]:
+    lines = files.read_jsonl(folder / "held_out_pairs.jsonl", [], "held_out_pairs.jsonl")
+    # The same file may lie in another folder in another run.
+    return tuple(f"{Path(files.text(line.get('source'))).name}: {line.get('row')}" for line in lines)
 
 
 def conversation(turns: object) -> str:

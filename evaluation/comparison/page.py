@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evaluation.comparison.costs import total
+from evaluation.comparison.curves import compared_curves
 from evaluation.comparison.drawing import frontier_charts
 from evaluation.comparison.rows import table
 from evaluation.comparison.view import Comparison
@@ -16,8 +17,9 @@ def comparison_page(found: Comparison) -> str:
         "compare.html",
         found=found,
         charts=frontier_charts(found.frontiers),
+        curves=compared_curves(found.runs),
         figures_of=table(found.rows),
         nothing_compared=nothing_compared(found.sweeps),
         total=total(found.runs),
-        memory=any(peak is not None for cost in found.costs for peak in cost.peak_gib),
+        memory=any(peak is not None for cost in found.costs for peak in (*cost.process_gib, *cost.peak_gib)),
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from evaluation.comparison.load import ComparedRun
 from evaluation.report.files import mapping
 from evaluation.report.load import Stage
+from evaluation.report.watched import watched
 from pipeline.recipe.lineage import WATCHED
 
 
@@ -24,6 +25,8 @@ class Passed:
     group: str
     points: tuple[tuple[float, float, float], ...]
     """Where the counter stood, KL in nats, score by the reward model of the group."""
+    turned: float | None = None
+    """Where the counter stood when this score turned while the training reward still rose; None where it did not."""
 
 
 def passed_by(compared: ComparedRun, metric: str) -> Iterable[Passed]:
@@ -36,8 +39,11 @@ def passed_by(compared: ComparedRun, metric: str) -> Iterable[Passed]:
         if points:
             name = f"{stage.name} while training ({compared.label})"
             counter = "rollout" if stage.kind == "ppo" else "step"
+            seen = watched(stage)
+            turned = seen.step if seen is not None and seen.opinion == figure else None
             yield Passed(
-                name=name, run=compared.label, kind=stage.kind, counter=counter, group=group, points=points
+                name=name, run=compared.label, kind=stage.kind, counter=counter, group=group, points=points,
+                turned=turned,
             )  # fmt: skip
 
 

@@ -19,6 +19,8 @@ from evaluation.report.measures import Measure, measured
 
 _ITS_OWN = ("seed", "name", "output_dir")
 """Keys in which seeds of one recipe differ."""
+PREFERRED = ("dpo", "ppo")
+"""Kinds of stages that train from preferences; what SFT's seeds do is another spread (`fine_tuning`)."""
 _STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
     2.110, 2.101, 2.093, 2.086,
@@ -43,6 +45,8 @@ class Spread:
     measure: Measure
     runs: tuple[str, ...]
     values: tuple[float, ...]
+    identities: tuple[str, ...] = ()
+    """The policies themselves, by artefact: two groups may hold the same ones."""
 
     @property
     def mean(self) -> float:
@@ -78,36 +82,47 @@ def spreads(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> list[Sp
             holding = [one for one in members if policy in one.run.policies]
             # A policy that several runs share is one policy, not several seeds of one.
             distinct = list({one.identity(policy): one for one in holding}.values())
-            found += list(_of_policy(policy, distinct))
+            found += list(spread_of([(one, policy) for one in distinct]))
     return found
 
 
-def _of_policy(policy: str, holding: Sequence[ComparedRun]) -> Iterable[Spread]:
+def spread_of(holding: Sequence[tuple[ComparedRun, str]]) -> Iterable[Spread]:
+    """Every measure of one policy over its seeds.
+
+    Args:
+        holding: one run of each seed, and the policy's name in it.
+    """
     if len(holding) < 2:
         return
-    rows = [one.run.policies[policy] for one in holding]
-    stage = holding[0].stage(policy)
+    rows = [one.run.policies[policy] for one, policy in holding]
+    first, name = holding[0]
+    stage = first.stage(name)
     for measure in measured(rows):
         values = [number(row.get(measure.name)) for row in rows]
-        known = [(one.label, value) for one, value in zip(holding, values, strict=True) if value is not None]
-        if len(known) < 2 or len({one.judge_of(measure.name) for one in holding}) > 1:
+        known = [(*one, value) for one, value in zip(holding, values, strict=True) if value is not None]
+        if len(known) < 2 or len({one.judge_of(measure.name) for one, _ in holding}) > 1:
             continue
         yield Spread(
-            policy=policy, kind=stage.kind if stage else "", measure=measure, runs=tuple(label for label, _ in known),
-            values=tuple(value for _, value in known),
+            policy=name, kind=stage.kind if stage else "", measure=measure,
+            runs=tuple(one.label for one, _, _ in known), values=tuple(value for _, _, value in known),
+            identities=tuple(one.identity(policy) for one, policy, _ in known),
         )  # fmt: skip
 
 
-def floors(found: Sequence[Spread]) -> Mapping[str, float]:
+def floors(found: Sequence[Spread], kinds: Sequence[str] = PREFERRED) -> Mapping[str, float]:
     """By measure: what two runs of one and the same recipe differ by in 19 cases of 20, from the seeds that there are.
 
-    The deviation between seeds is pooled over the policies that were trained from preferences, as their differences
-    are what verdicts are on; with few seeds Student's quantile is large, and so is the floor.
+    The deviation between seeds is pooled over policies; with few seeds Student's quantile is large, the floor with it.
+
+    Args:
+        found: the spreads; policies that stand in several of them count once.
+        kinds: of the stages whose policies count: those that verdicts are on.
     """
     groups: dict[str, list[Spread]] = {}
-    for one in found:
-        if one.kind in ("dpo", "ppo"):
-            groups.setdefault(one.measure.name, []).append(one)
+    for one in sorted(found, key=lambda spread: -len(spread.values)):
+        each = groups.setdefault(one.measure.name, []) if one.kind in kinds else []
+        if not any(set(one.identities) & set(other.identities) for other in each):
+            each.append(one)
     return {name: _floor(each) for name, each in groups.items()}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from evaluation.comparison.load import ComparedRun
-from evaluation.frontier import Spot
+from evaluation.frontier import Array, Spot
 
 
 def spot_of(compared: ComparedRun, policy: str, metric: str) -> Spot | None:
@@ -19,20 +19,31 @@ def spot_of(compared: ComparedRun, policy: str, metric: str) -> Spot | None:
         policy: its name there.
         metric: `score` or `score_heldout` of the sampled answers, or `rule_accuracy` of the greedy ones.
     """
-    sampled = {row.prompt_id: row.figures for row in compared.sampled if row.policy == policy}
-    kl = {prompt_id: figures.get("kl") for prompt_id, figures in sampled.items()}
-    if metric == "rule_accuracy":
-        greedy = [answer for answer in compared.run.answers if answer.policy == policy]
-        value = {one.prompt_id: None if one.correct is None else float(one.correct) for one in greedy}
-    else:
-        value = {prompt_id: figures.get(metric) for prompt_id, figures in sampled.items()}
-    return _spot(compared, kl, value)
+    return _spot(compared, _sampled(compared, policy, "kl"), _by_prompt(compared, policy, metric))
+
+
+def values_of(compared: ComparedRun, policy: str, metric: str) -> Array | None:
+    """A policy's value on every prompt, NaN where it was not measured; None where nowhere. Arguments as `spot_of`."""
+    values = _by_prompt(compared, policy, metric)
+    found = np.array(_vector([values.get(prompt) for prompt in _prompts(compared)]), float)
+    return found if np.isfinite(found).any() else None
 
 
 def best_spot(compared: ComparedRun, n: int, kl: float) -> Spot | None:
     """The best of n answers of the reference on every prompt, each at the bound of its KL."""
     scores = compared.best_of_n.get(n, {})
     return _spot(compared, dict.fromkeys(scores, kl), dict(scores))
+
+
+def _by_prompt(compared: ComparedRun, policy: str, metric: str) -> dict[str, float | None]:
+    if metric != "rule_accuracy":
+        return _sampled(compared, policy, metric)
+    greedy = [answer for answer in compared.run.answers if answer.policy == policy]
+    return {one.prompt_id: None if one.correct is None else float(one.correct) for one in greedy}
+
+
+def _sampled(compared: ComparedRun, policy: str, figure: str) -> dict[str, float | None]:
+    return {row.prompt_id: row.figures.get(figure) for row in compared.sampled if row.policy == policy}
 
 
 def _spot(compared: ComparedRun, kl: dict[str, float | None], value: dict[str, float | None]) -> Spot | None:

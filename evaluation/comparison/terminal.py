@@ -46,6 +46,7 @@ def print_comparison(found: Comparison, console: Console | None = None) -> None:
             for at, label in enumerate(runs)
         ]
         _print(console, "Time", stages, times)
+        _print_memory(console, found, runs)
     passed = [(frontier.metric, one) for frontier in found.frontiers for one in frontier.passed]
     if passed:
         console.print()
@@ -61,8 +62,26 @@ def print_comparison(found: Comparison, console: Console | None = None) -> None:
     if not found.verdicts:
         console.print()
         say(console, nothing_compared(found.sweeps))
+    for sentence in found.tuned_verdicts:
+        say(console, sentence.text, STYLES.get(sentence.tone, ""))
     for note in found.notes:
         say(console, f"- {note}", "dim")
+
+
+def _print_memory(console: Console, found: Comparison, runs: Sequence[str]) -> None:
+    """The most that a process took, and behind it the GPU's where there was one; nothing where nothing is known."""
+    known = [cost for cost in found.costs if any(peak is not None for peak in (*cost.process_gib, *cost.peak_gib))]
+    if known:
+        rows = [
+            [label, *(_memory(cost.process_gib[at], cost.peak_gib[at]) for cost in known)]
+            for at, label in enumerate(runs)
+        ]
+        _print(console, "Peak memory, GiB (of the GPU)", ["stage", *(cost.stage for cost in known)], rows)
+
+
+def _memory(process: float | None, gpu: float | None) -> str:
+    shown = "–" if process is None else plain(process)
+    return shown if gpu is None else f"{shown} ({plain(gpu)})"
 
 
 def _print_values(console: Console, table: ValueTable) -> None:

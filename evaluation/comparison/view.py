@@ -8,16 +8,19 @@ from pathlib import Path
 
 from evaluation.comparison.by_value import ValueTable, sweep_notes, value_tables
 from evaluation.comparison.costs import Cost, costs
-from evaluation.comparison.equal_kl import Frontier, frontiers
+from evaluation.comparison.equal_kl import Frontier, Pair, frontiers
 from evaluation.comparison.evaluation_set import EvaluationSet, require_one_set
+from evaluation.comparison.fine_tuning import tuned_pairs, tuned_policies, tuned_spreads
+from evaluation.comparison.held_out import on_the_same_rows
 from evaluation.comparison.load import ComparedRun, load_runs
 from evaluation.comparison.recipes import Difference, differences
 from evaluation.comparison.rows import PolicyRow, policy_rows
 from evaluation.comparison.seeds import SeedGroup, Spread, floors, seed_groups, spreads
 from evaluation.comparison.side_by_side import Sample, samples
 from evaluation.comparison.sweeps import Sweep, find_sweeps
+from evaluation.comparison.token_units import tokenizer_notes
 from evaluation.comparison.voting import vote_sentence, voted_on
-from evaluation.comparison.words import notes, second_opinions, seed_notes, verdicts
+from evaluation.comparison.words import notes, second_opinions, seed_notes, tuned_verdicts, verdicts
 from evaluation.judging.votes import VotedPair
 from evaluation.report.words import Sentence, state
 
@@ -38,11 +41,17 @@ class Comparison:
     """What the policies of such runs differ by."""
     noise: Mapping[str, float]
     """By measure: what another seed alone changes."""
+    tuned: tuple[Pair, ...]
+    """SFT beside the base model, and recipes of SFT beside each other."""
+    tuned_noise: Mapping[str, float]
+    """By measure: what another seed of SFT alone changes."""
     sweeps: tuple[Sweep, ...]
     """Runs that differ in some keys alone."""
     by_value: tuple[ValueTable, ...]
     """The policies that those keys reach, value by value."""
     verdicts: tuple[Sentence, ...]
+    tuned_verdicts: tuple[Sentence, ...]
+    """Those on SFT alone."""
     notes: tuple[str, ...]
     """What a reader must know to read the rest rightly."""
     samples: tuple[Sample, ...]
@@ -60,13 +69,16 @@ def compare_runs(directories: Sequence[Path], votes: Path | None = None) -> Comp
     """
     runs = load_runs(directories)
     measured_on = require_one_set(runs)
+    runs, unlike = on_the_same_rows(runs)
     sweeps = find_sweeps(runs)
     found = frontiers(runs, sweeps)
     rows = policy_rows(runs)
     voted, unknown = voted_on(runs, rows, votes)
     groups = seed_groups(runs)
-    by_seed = spreads(runs, groups)
-    noise = floors(by_seed)
+    recipes = tuned_policies(runs, groups)
+    by_seed = [*tuned_spreads(recipes), *(one for one in spreads(runs, groups) if one.kind != "sft")]
+    noise, tuned_noise = floors(by_seed), floors(by_seed, ("sft",))
+    tuned = tuned_pairs(recipes, sweeps)
     by_value = value_tables(runs, sweeps, noise)
     return Comparison(
         runs=tuple(runs),
@@ -77,14 +89,19 @@ def compare_runs(directories: Sequence[Path], votes: Path | None = None) -> Comp
         seeds=tuple(groups),
         spreads=tuple(by_seed),
         noise=noise,
+        tuned=tuple(tuned),
+        tuned_noise=tuned_noise,
         sweeps=tuple(sweeps),
         by_value=tuple(by_value),
         verdicts=(*verdicts(found, groups, noise), *map(vote_sentence, voted)),
+        tuned_verdicts=tuple(tuned_verdicts(tuned, tuned_noise)),
         notes=(
             *sweep_notes(sweeps, by_value),
-            *seed_notes(groups, noise),
+            *seed_notes(groups, noise, tuned_noise),
             *second_opinions(found, groups, noise),
+            *tokenizer_notes(runs),
             *notes(runs, rows, found, groups),
+            *unlike,
             *unknown,
         ),
         samples=tuple(samples(runs, rows)),

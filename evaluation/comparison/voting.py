@@ -7,10 +7,9 @@ from pathlib import Path
 
 from evaluation.comparison.load import ComparedRun
 from evaluation.comparison.rows import PolicyRow
-from evaluation.comparison.words import LEAST_PROMPTS
 from evaluation.judging.votes import VotedPair, read_votes, voted_pairs
 from evaluation.report.answers import Prompt
-from evaluation.report.measures import alike, measure_named
+from evaluation.report.measures import LEAST_PROMPTS, alike, measure_named
 from evaluation.report.words import Sentence
 
 
@@ -24,10 +23,12 @@ def voted_on(
     if path is None:
         return [], []
     by_run = {compared.label: compared for compared in runs}
-    answers: dict[str, dict[str, str]] = {}
+    answers: dict[str, dict[str, list[str]]] = {}
     for row in rows:
-        given = by_run[row.runs[0]].run.answers
-        answers[row.name] = {_text(one.prompt): one.response for one in given if one.policy == row.policy}
+        own = answers.setdefault(row.name, {})
+        for one in by_run[row.runs[0]].run.answers:
+            if one.policy == row.policy:
+                own.setdefault(_text(one.prompt), []).append(one.response)
     pairs, unknown = voted_pairs(read_votes(path), answers)
     votes = "vote is" if unknown == 1 else "votes are"
     return pairs, [f"{unknown} {votes} on answers that none of these policies gave."] if unknown else []

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from evaluation.comparison.equal_kl import Frontier, Pair
+from evaluation.comparison.evaluation_set import evaluate_again
 from evaluation.comparison.load import ComparedRun
 from evaluation.comparison.rows import PolicyRow
 from evaluation.comparison.seeds import SeedGroup, same_recipe
 from evaluation.comparison.sweeps import Sweep
-from evaluation.report.measures import alike, measure_named, plain
+from evaluation.report.measures import LEAST_PROMPTS, alike, measure_named, plain
 from evaluation.report.words import Sentence
 
-LEAST_PROMPTS = 10
-"""Over fewer an interval can be a single point by chance, and shows nothing whatever it says."""
+_FAR = 0.2
+"""A path is read far from its policies where the nearest is this share of the root of the KL away."""
 _VALUES = {
     "score": "score by the reward model",
     "score_heldout": "score by a reward model that training did not use",
@@ -36,6 +37,17 @@ def verdicts(
     return [*(one for one in said if one.tone == "better"), *(one for one in said if one.tone != "better")]
 
 
+def tuned_verdicts(pairs: Sequence[Pair], noise: Mapping[str, float]) -> list[Sentence]:
+    """One sentence for each pair of SFT policies as they stand, those that show something first.
+
+    Args:
+        pairs: of SFT and the base model, or of two recipes of SFT.
+        noise: by measure what another seed of SFT alone changes.
+    """
+    said = [verdict(pair, noise.get(pair.metric)) for pair in pairs]
+    return [*(one for one in said if one.tone == "better"), *(one for one in said if one.tone != "better")]
+
+
 def _by_seed_alone(pair: Pair, groups: Sequence[SeedGroup]) -> bool:
     """Whether both are one method of one recipe: methods of two stages differ by more than their seed."""
     alike = any(same_recipe(groups, a, b) for a in pair.runs_a for b in pair.runs_b if a != b)
@@ -45,14 +57,15 @@ def _by_seed_alone(pair: Pair, groups: Sequence[SeedGroup]) -> bool:
 def verdict(pair: Pair, noise: float | None = None) -> Sentence:
     """What one comparison shows, and how sure that is; below what another seed changes, nothing."""
     measure = measure_named(pair.metric)
-    value, at = _VALUES.get(pair.metric, measure.label), f"{plain(pair.kl)} nats"
+    value = _VALUES.get(pair.metric, measure.label)
+    at = "SFT" if pair.kl is None else f"At equal KL ({plain(pair.kl)} nats)"
     low, high = pair.difference.low, pair.difference.high
     assert pair.difference.estimate is not None and low is not None and high is not None
     unit = " points" if measure.percent else ""
     over = f" over {pair.difference.n} prompts"
     if low <= 0 <= high or pair.difference.n < LEAST_PROMPTS:
         size, least, most = alike(measure, [pair.difference.estimate, low, high])
-        text = f"At equal KL ({at}): no difference shown between {pair.a} and {pair.b} in {value} "
+        text = f"{at}: no difference shown between {pair.a} and {pair.b} in {value} "
         return Sentence(text=f"{text}({pair.b} less {pair.a}: {size}{unit} [{least}, {most}]{over}).", tone="none")
     ahead, behind = (pair.b, pair.a) if pair.difference.estimate > 0 else (pair.a, pair.b)
     if pair.difference.estimate < 0:
@@ -60,30 +73,34 @@ def verdict(pair: Pair, noise: float | None = None) -> Sentence:
     size, least, most = alike(measure, [abs(pair.difference.estimate), low, high])
     if noise is not None and abs(pair.difference.estimate) <= noise:
         (chance,) = alike(measure, [noise])
-        text = (
-            f"At equal KL ({at}): {ahead} is ahead of {behind} by {size}{unit} [{least}, {most}]{over} in {value}, but "
-        )
+        text = f"{at}: {ahead} is ahead of {behind} by {size}{unit} [{least}, {most}]{over} in {value}, but "
         return Sentence(
             text=f"{text}another seed alone changes it by up to {chance}{unit}: nothing shown.", tone="none"
         )
-    text = f"At equal KL ({at}): {ahead} is better than {behind} by {size}{unit} [{least}, {most}]{over} in {value}."
+    text = f"{at}: {ahead} is better than {behind} by {size}{unit} [{least}, {most}]{over} in {value}."
     return Sentence(text=text, tone="better")
 
 
-def seed_notes(groups: Sequence[SeedGroup], noise: Mapping[str, float]) -> Iterable[str]:
-    """What seeds say of chance."""
+def seed_notes(
+    groups: Sequence[SeedGroup], noise: Mapping[str, float], tuned_noise: Mapping[str, float]
+) -> Iterable[str]:
+    """What seeds say of chance; `tuned_noise` is that of SFT, `noise` that of methods."""
     for group in groups:
         seeds = _listed([str(seed) for seed in group.seeds])
         yield (
             f"{_listed(group.runs)} are one recipe with seeds {seeds}: what differs between them is chance, and no "
             "verdict is given on it."
         )
-    for metric, size in noise.items():
-        measure = measure_named(metric)
-        if metric in _VALUES:
-            (shown,) = alike(measure, [size])
-            unit = " points" if measure.percent else ""
-            yield f"A difference in {_VALUES[metric]} must exceed {shown}{unit}, which another seed alone can make."
+    for whose, sizes in (("", noise), (" between SFT policies", tuned_noise)):
+        for metric, size in sizes.items():
+            measure = measure_named(metric)
+            if metric in _VALUES:
+                (shown,) = alike(measure, [size])
+                unit = " points" if measure.percent else ""
+                yield (
+                    f"A difference{whose} in {_VALUES[metric]} must exceed {shown}{unit}, which another seed alone can "
+                    "make."
+                )
 
 
 def second_opinions(
@@ -138,10 +155,10 @@ def notes(
         label for path in paths if not path.spots for label in ([run for run in path.runs if run in bare] or path.runs)
     }
     for label in sorted(without):
-        folder = next(compared.run.directory for compared in runs if compared.label == label)
+        command = evaluate_again(next(compared for compared in runs if compared.label == label))
         yield (
             f"{label} was evaluated without values per prompt, by an older version, so it is shown but not compared at "
-            f"equal KL: `trivet run {folder}/recipe.yaml --output-dir {folder}` evaluates it again."
+            f"equal KL: {command} evaluates it again."
         )
     still = sorted({path.name for path in paths if path.spots and not path.band})
     if still:
@@ -152,12 +169,28 @@ def notes(
             "Best of n stands at the upper bound of its KL, log n - (n-1)/n: in truth it is as near or nearer, which "
             "makes the comparison unfavourable to it."
         )
-    pairs = sum(not _by_seed_alone(pair, groups) for one in found for pair in one.pairs)
-    if pairs > 1:
-        yield f"{pairs} comparisons at equal KL, each with a 95 % interval of its own: among many, some miss by chance."
+    pairs = [pair for one in found for pair in one.pairs if not _by_seed_alone(pair, groups)]
+    yield from _far_from_measured(pairs)
+    if (count := len(pairs)) > 1:
+        yield f"{count} comparisons at equal KL, each with a 95 % interval of its own: among many, some miss by chance."
     for compared in runs:
         if not compared.evaluated:
             yield f"{compared.label} has not been evaluated yet; what it has logged so far is shown."
+
+
+def _far_from_measured(pairs: Sequence[Pair]) -> Iterable[str]:
+    """Paths that were read where none of their policies is near, so that the line stands for a measurement."""
+    read: dict[tuple[str, str], dict[str, None]] = {}
+    for pair in pairs:
+        for name, near in ((pair.a, pair.near_a), (pair.b, pair.near_b)):
+            if pair.kl is not None and near is not None and abs(near**0.5 - pair.kl**0.5) > _FAR * pair.kl**0.5:
+                read.setdefault((name, plain(near)), {})[plain(pair.kl)] = None
+    if read:
+        told = "; ".join(f"{name} at {_listed([*at])} nats, measured at {near}" for (name, near), at in read.items())
+        yield (
+            f"Read from the straight line between policies, with none near: {told}. Frontiers that flatten lie above "
+            "such a line, so what was read there may be better than is shown: policies near there would tell."
+        )
 
 
 def nothing_compared(sweeps: Sequence[Sweep]) -> str:

@@ -21,6 +21,7 @@ from evaluation.comparison.recipes import flat
 from evaluation.comparison.terminal import print_comparison
 from evaluation.comparison.words import verdict
 from evaluation.intervals import Interval
+from evaluation.report.measures import plain
 from pipeline.cli import main
 from pipeline.errors import DataError, RecipeError
 from pipeline.locks import hold
@@ -119,6 +120,34 @@ def test_at_equal_kl_the_nearer_policy_is_ahead_although_its_score_is_lower(two)
     assert pair.kl == pytest.approx(1.0, abs=0.2)
     assert pair.difference.estimate == pytest.approx(-0.5, abs=0.15) and pair.difference.high < 0
     assert found.verdicts[0].tone == "better" and "ppo (near) is better than dpo (far) by 0." in found.verdicts[0].text
+
+
+def test_a_path_that_is_read_far_from_its_policies_is_named(two, tmp_path):
+    """DPO was measured at 9 nats alone and is read at 1; with a run that stands there nothing is to be said."""
+    found = compare_runs(two)
+    (note,) = [note for note in found.notes if "straight line between policies" in note]
+    (pair,) = pairs(found)
+    assert f": dpo (far) at {plain(pair.kl)} nats, measured at {plain(pair.near_b)}. Frontiers that flatten" in note
+    assert pair.near_a == pytest.approx(pair.kl) and pair.near_b > 7
+    told = as_json(found)["frontiers"][0]["at_equal_kl"][0]
+    assert (told["nearest_measured_a"], told["nearest_measured_b"]) == (pair.near_a, pair.near_b)
+    near = write_compared(tmp_path / "beside", "dpo", slope=0.5, kl=1.1, seed=4)
+    assert not any("straight line between policies" in note for note in compare_runs([two[0], near]).notes)
+
+
+def test_runs_that_speak_in_different_tokens_are_told_apart(two):
+    """By the hash in their stages' manifests; stages of before there was one do not count."""
+
+    def said(*digests):
+        for run, digest in zip(two, digests, strict=True):
+            for path in run.glob("*/manifest.json"):
+                write(path, {**json.loads(path.read_text()), "tokenizer": {"sha256": digest}})
+        return [note for note in compare_runs(two).notes if "tokenizers" in note]
+
+    assert not [note for note in compare_runs(two).notes if "tokenizers" in note]
+    assert said("a" * 64, "a" * 64) == []
+    (note,) = said("a" * 64, "b" * 64)
+    assert "tokens of 2 tokenizers (near: aaaaaaaaaaaa; far: bbbbbbbbbbbb)" in note and "perplexity, entropy" in note
 
 
 def test_few_prompts_show_nothing_whatever_their_interval_says():
@@ -248,7 +277,7 @@ def test_other_settings_of_the_evaluation_are_refused_with_the_command(tmp_path)
         compare_runs([one, other])
     said = str(refused.value)
     assert "evaluation.max_new_tokens is 16 and 32" in said
-    assert f"`trivet run {other}/recipe.yaml --output-dir {other} --set evaluation.max_new_tokens=16`" in said
+    assert f"`trivet eval {other} --set evaluation.max_new_tokens=16`" in said, "which trains nothing"
 
 
 def test_other_prompts_are_refused_even_with_the_same_settings(tmp_path):
@@ -256,6 +285,71 @@ def test_other_prompts_are_refused_even_with_the_same_settings(tmp_path):
     other = write_compared(tmp_path / "other", slope=1, kl=1, asked="differently")
     with pytest.raises(DataError, match="different prompts"):
         compare_runs([one, other])
+
+
+def measured_on(run, method, texts, pairs):
+    """Give a run a perplexity over texts of these lengths, and its policy an accuracy over pairs at these places."""
+    results = json.loads((run / "results.json").read_text())
+    for name, row in results["evaluation"]["policies"].items():
+        row |= {"perplexity": 7.25, "perplexity_n": len(texts)}
+        if name == method:
+            row |= {"preference_accuracy": 0.75, "preference_ci95": [0.5, 0.9], "preference_n": len(pairs)}
+    write(run / "results.json", results)
+    write_lines(run / "evaluation" / "perplexity.jsonl", [
+        {"row_id": at, "policy": policy, "logp": -5.0, "tokens": tokens}
+        for at, tokens in enumerate(texts) for policy in ("base", "sft", method)
+    ])  # fmt: skip
+    lines = [{"source": f"{run.name}/pairs.jsonl", "row": at, "margin": 0.5} for at in pairs]
+    write_lines(run / method / "held_out_pairs.jsonl", lines)
+    recipe = json.loads((run / "recipe.yaml").read_text())
+    (run / "recipe.yaml").write_text(json.dumps({**recipe, "data": {"sft": {"eval_limit": len(texts)}}}))
+    return run
+
+
+OUT = "Perplexity is left out"
+
+
+@pytest.mark.parametrize(
+    ("texts", "pairs_at", "left_out"),
+    [
+        ([5, 6, 7], [1, 2], ()),
+        ([5, 6], [1, 2], ("perplexity",)),
+        ([5, 6, 9], [1, 2], ("perplexity",)),
+        ([5, 6, 7], [1], ("preference_accuracy",)),
+        ([5, 6, 7], [1, 3], ("preference_accuracy",)),
+        ([5], [4], ("perplexity", "preference_accuracy")),
+    ],
+)
+def test_figures_over_other_held_out_rows_are_not_put_side_by_side(two, texts, pairs_at, left_out):
+    """Fewer rows, or as many others; the same ones from a file that lies elsewhere are the same ones."""
+    ppo, dpo = two
+    measured_on(ppo, "ppo", [5, 6, 7], [1, 2])
+    measured_on(dpo, "dpo", texts, pairs_at)
+    found = compare_runs(two)
+    page, told = comparison_page(found), as_json(found)
+    for name, called in (("perplexity", "Perplexity"), ("preference_accuracy", "Preference accuracy")):
+        gone = name in left_out
+        assert any(name in row.figures for row in found.rows) is not gone
+        assert any(name in row["figures"] for row in told["policies"]) is not gone
+        assert any(f"{called} is left out" in note for note in found.notes) is gone
+    assert ("7.25" in page) is ("perplexity" not in left_out)
+    assert len(pairs(found)) == 1, "everything else is compared"
+
+
+def test_what_makes_held_out_rows_differ_is_named_with_the_command(two):
+    ppo, dpo = measured_on(two[0], "ppo", [5, 6, 7], [1]), measured_on(two[1], "dpo", [5, 6], [1])
+    (note,) = [note for note in compare_runs([ppo, dpo]).notes if OUT in note]
+    assert "(near: 3, far: 2; what differs: data.sft.eval_limit)" in note
+    assert f"`trivet run {dpo}/recipe.yaml --output-dir {dpo} --set data.sft.eval_limit=3` makes far alike" in note
+    assert "trains it anew" in note
+    alone = compare_runs([dpo])
+    assert not any(OUT in note for note in alone.notes) and alone.rows[0].figures["perplexity"] == 7.25
+
+
+def test_a_run_that_left_no_rows_is_judged_by_their_number(two):
+    ppo, dpo = measured_on(two[0], "ppo", [5, 6, 7], [1]), measured_on(two[1], "dpo", [5, 6, 7], [1])
+    (dpo / "evaluation" / "perplexity.jsonl").unlink()
+    assert not any(OUT in note for note in compare_runs([ppo, dpo]).notes)
 
 
 def test_half_finished_runs_show_how_far_they_have_come(tmp_path, two):
@@ -281,7 +375,8 @@ def test_half_finished_runs_show_how_far_they_have_come(tmp_path, two):
 def test_an_evaluation_without_values_per_prompt_is_shown_and_said(tmp_path):
     old = write_compared(tmp_path / "old", slope=1, kl=1, per_prompt=False)
     found = compare_runs([old, write_compared(tmp_path / "new", slope=1, kl=4, seed=6)])
-    assert found.verdicts == () and any("old was evaluated without values per prompt" in note for note in found.notes)
+    (note,) = [note for note in found.notes if "old was evaluated without values per prompt" in note]
+    assert found.verdicts == () and f"`trivet eval {old}` evaluates it again" in note
     assert [len(path.places) for path in found.frontiers[0].paths] == [2, 2]
 
 
@@ -366,6 +461,36 @@ def test_the_terminal_shows_recipes_policies_and_verdict(two):
     for part in ("stages.dpo.kind", "ppo (near)", "is better than", "10.5 s"):
         assert part in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def took(run, stage, **gib):
+    manifest = json.loads((run / stage / "manifest.json").read_text())
+    write(run / stage / "manifest.json", {**manifest, "memory": gib})
+
+
+def test_peak_memory_stands_beside_the_time(two):
+    """From the manifests; of PPO still under way from what it logged; a dash for what an older version made."""
+    assert "an older version made" in comparison_page(compare_runs(two))
+    ppo = two[0]
+    took(ppo, "sft", process_gib=1.31, gpu_gib=None)
+    took(ppo, "ppo", process_gib=2.52, gpu_gib=7.75)
+    write_lines(ppo / "ppo" / "metrics.jsonl", [
+        {"stage": "ppo", "step": 1, "split": "train", "name": f"mem/peak_{phase}", "value": value}
+        for phase, value in (("rollout", 6.5), ("train", 7.0))
+    ])  # fmt: skip
+    found = compare_runs(two)
+    costs = {cost.stage: cost for cost in found.costs}
+    assert (costs["sft"].process_gib, costs["sft"].peak_gib) == ((1.31, None), (None, None))
+    assert (costs["ppo"].process_gib, costs["ppo"].peak_gib) == ((2.52, None), (7.75, None))
+    page, out = comparison_page(found), io.StringIO()
+    print_comparison(found, Console(file=out, width=100, highlight=False))
+    assert "2.52 GiB" in page and "7.75 GiB on the GPU" in page and "an older version made" not in page
+    assert "Peak memory" in out.getvalue() and "2.52 (7.75)" in out.getvalue() and "1.31" in out.getvalue()
+    (told,) = [cost for cost in as_json(found)["costs"] if cost["stage"] == "ppo"]
+    assert told["process_gib"] == {"near": 2.52, "far": None} and told["peak_gib"] == {"near": 7.75, "far": None}
+    (ppo / "ppo" / "manifest.json").unlink()
+    (cost,) = [cost for cost in compare_runs(two).costs if cost.stage == "ppo"]
+    assert cost.peak_gib == (7.0, None) and cost.process_gib == (None, None)
 
 
 def voting(tmp_path, choices):
