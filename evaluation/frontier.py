@@ -2,7 +2,9 @@
 
 A policy that moved further may have a higher score for the distance alone (Gao et al. 2023, arXiv 2210.10760, plot gold
 reward against sqrt(KL) for that reason). So paths are compared where both have been: each path runs from its reference,
-at KL 0, through its policies, straight in between, with x = sqrt(KL).
+at KL 0, through its policies, straight in between, with x = sqrt(KL). A frontier that bends lies above that line: by
+b (x - x0) (x1 - x) between two policies where Gao's x (a - b x) holds, and from the reference on by b x log(x1 / x)
+where x (a - b log x) does. So who went further is shown as worse than it is, and as it is where a policy stands.
 
 Pure functions of numbers, seeded, without torch. Prompts are resampled, the same ones for every policy, KL and value
 together, so the uncertainty of where a policy stands is part of every interval.
@@ -72,6 +74,9 @@ class EqualKl:
     """Value of each path there."""
     difference: Interval
     """b minus a."""
+    near_a: float
+    near_b: float
+    """Divergence of each path's policy that is nearest to there: elsewhere the path is a line, not a measurement."""
 
 
 def interpolate(kl_RK: Array, value_RK: Array, kl_G: ArrayLike) -> Array:
@@ -112,7 +117,8 @@ def at_equal_kl(a: Path, b: Path, *, seed: int = 0, resamples: int = RESAMPLES, 
     drawn = [_resampled(path, [kl], seed, resamples)[:, 0] for path in (a, b)]
     low, high = _bounds((drawn[1] - drawn[0])[:, None], _prompts((*a, *b)), level)
     found = Interval(estimate=values[1] - values[0], low=float(low[0]), high=float(high[0]), n=_prompts((*a, *b)))
-    return EqualKl(kl=kl, a=values[0], b=values[1], difference=found)
+    near = [min((spot.kl for spot in path[1:]), key=lambda own: abs(_root(own) - _root(kl))) for path in (a, b)]
+    return EqualKl(kl=kl, a=values[0], b=values[1], difference=found, near_a=near[0], near_b=near[1])
 
 
 def band(
@@ -129,6 +135,10 @@ def departs(path: Path) -> bool:
     furthest = max(path, key=lambda spot: spot.kl if np.isfinite(spot.kl) else -np.inf)
     found = bootstrap_mean_ci(furthest.kl_P[np.isfinite(furthest.kl_P)], resamples=2000)
     return found.low is not None and found.low > 0
+
+
+def _root(kl: float) -> float:
+    return float(np.sqrt(max(kl, 0.0)))
 
 
 def _values(path: Path, kl_G: Sequence[float]) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 from data_prep.chat import ChatFormatter, EncodedDemonstration
 from data_prep.checks import passes
 from data_prep.records import Prompt
-from evaluation.intervals import bootstrap_mean_ci, preference_accuracy
+from evaluation.intervals import SHARE, bootstrap_mean_ci, preference_accuracy
 from evaluation.likelihood import Likelihood, Scorer, demonstration_rows, mean_loss
 from evaluation.text_measures import refusal_rate
 from pipeline.context import HELD_OUT_PAIRS
@@ -25,8 +25,8 @@ COLUMNS = (
     "rule_accuracy", "rule_n", "rule_ci95", "score", "score_n", "score_ci95", "score_heldout", "score_heldout_n",
     "score_heldout_ci95", "kl_to_reference", "kl_ci95", "response_tokens", "eos_rate", "perplexity", "perplexity_n",
     "preference_accuracy", "preference_ci95", "preference_n", "preference_margin", "win_rate", "win_rate_ci95",
-    "win_rate_n", "distinct_1", "distinct_2", "repetition", "entropy", "refusal_rate", "bleu", "chrf", "rouge_l",
-    "overlap_n",
+    "win_rate_n", "win_rate_agreed", "win_rate_agreed_ci95", "win_rate_agreed_n", "distinct_1", "distinct_2",
+    "repetition", "entropy", "refusal_rate", "bleu", "chrf", "rouge_l", "overlap_n",
 )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def rule_row(answers: Sequence[Answered]) -> dict[str, Any]:
         "refusal_rate": refusal_rate([answer.text for answer in answers]),
     }
     if correct:
-        found = bootstrap_mean_ci(correct)
+        found = bootstrap_mean_ci(correct, within=SHARE)
         row.update(rule_accuracy=found.estimate, rule_n=found.n, rule_ci95=found.bounds)
     return row
 

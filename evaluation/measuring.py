@@ -10,13 +10,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.build import encode_demonstrations, without_seen
 from data_prep.chat import ChatFormatter, EncodedDemonstration
 from data_prep.records import Prompt
 from evaluation import sampled
-from evaluation.chosen import choose_prompts, greedy_count
-from evaluation.compare import judges, reference_policy
-from evaluation.judging.grading import Graded, grade_one_by_one
+from evaluation.chosen import NO_DEMONSTRATIONS, choose_demonstrations, choose_prompts, greedy_count
+from evaluation.compare import judges, measured_policies, reference_policy
+from evaluation.finite import require_finite
+from evaluation.judging.grading import Grades, grade_one_by_one
 from evaluation.judging.policies import Judged, judge_one_by_one, write_judged
 from evaluation.judging.questions import Question, read_questions
 from evaluation.likelihood import Likelihood, Row, Scorer
@@ -46,6 +46,8 @@ from pipeline.errors import PreemptedError
 from pipeline.rollouts.answers import Progress
 from pipeline.rollouts.generate import Generator
 
+LOGP = "log-probability"
+
 
 class Measurements:
     """One run's measurements; every rank goes through the same ones in the same order."""
@@ -68,11 +70,17 @@ class Measurements:
         self._tasks = set(context.recipe.evaluation.tasks)
         if "overlap" in self._tasks:
             require_libraries()
-        self.policies = Policies(artefacts, context.base_folder, context.recipe.model, precision)
+        measured = measured_policies(context.recipe)
+        self.policies = Policies(artefacts, context.base_folder, context.recipe.model, precision, measured)
         self.reference = reference_policy(context.recipe)
         self.judges = judges(context.recipe)
         self._rewards = RewardModels(context, self.policies, artefacts, pad_id, precision, self._kept)
-        self._chosen = choose_prompts(self._recipe, formatter, self._seen)
+        choice = choose_prompts(self._recipe, formatter, self._seen)
+        self._chosen = choice.prompts
+        self.gaps: list[str] = []
+        """What was asked for and could not be measured, one sentence each."""
+        if choice.why_none:
+            self._lacks(choice.why_none)
         self._prompts = self._chosen[: greedy_count(self._recipe, self._chosen)]
         self._sampled_prompts = self._chosen[: self._recipe.evaluation.kl_prompts]
 
@@ -102,6 +110,11 @@ class Measurements:
         """The prompts that are answered, in order."""
         return [prompt for prompt, _ in self._prompts]
 
+    @property
+    def chosen(self) -> list[Prompt]:
+        """All prompts that any policy answers: what is measured prompt by prompt is of the first so many of them."""
+        return [prompt for prompt, _ in self._chosen]
+
     def all_answers(self) -> dict[str, list[Answered]]:
         """Every policy's greedy answers, by policy."""
         return {name: self._answers(name) for name in self.policies.names} if self._answers_are_needed else {}
@@ -121,22 +134,22 @@ class Measurements:
         if settings is None or not answers:
             return Judged({})
         texts = {name: [answer.text for answer in found] for name, found in answers.items()}
-        found = judge_one_by_one(settings, self.prompts, texts, self.reference, self._kept, self._progress)
+        found = judge_one_by_one(settings, self.prompts, texts, self.reference, self._kept, self._progress, self._say)
         if self._context.ranks.is_first:
             write_judged(self._context.folder, found, self.prompts, texts, self.reference, settings.model)
         return found
 
-    def graded(self) -> tuple[list[Question], dict[str, list[Graded]]]:
+    def graded(self) -> tuple[list[Question], Grades]:
         """The recipe's questions, and every policy's answers to them with the judge's grades; empty without any."""
         settings = self._recipe.evaluation.judge
         if settings is None or settings.questions is None:
-            return [], {}
+            return [], Grades({})
         questions = read_questions(Path(settings.questions))
         longest = settings.question_tokens
         answers = conversations(
             self.policies, self._generator, self._formatter, questions, longest, self._kept, self._progress
         )
-        return questions, grade_one_by_one(settings, questions, answers, self._kept, self._progress)
+        return questions, grade_one_by_one(settings, questions, answers, self._kept, self._progress, self._say)
 
     def sample_lines(self, scores: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
         """All sampled answers with what was measured of each; none where nothing was to be measured of them."""
@@ -162,7 +175,10 @@ class Measurements:
 
     def perplexity_lines(self) -> list[dict[str, Any]]:
         """Every policy's log-probability of every held-out demonstration; none where that was not to be measured."""
-        if "perplexity" not in self._tasks or self._recipe.data.sft is None or not self._held_out:
+        if "perplexity" not in self._tasks or self._recipe.data.sft is None:
+            return []
+        if not self._held_out:
+            self._lacks(NO_DEMONSTRATIONS)
             return []
         return perplexity_lines({name: self._likelihoods(name) for name in self.policies.names})
 
@@ -210,9 +226,7 @@ class Measurements:
     @cached_property
     def _held_out(self) -> list[EncodedDemonstration]:
         """Held-out demonstrations whose prompts no policy was trained on."""
-        _, held_out, _ = encode_demonstrations(self._recipe.data, self._formatter, self._recipe.seed)
-        unseen = {id(record) for record in without_seen(held_out.records, self._seen)}
-        return [row for record, row in zip(held_out.records, held_out.rows, strict=True) if id(record) in unseen]
+        return choose_demonstrations(self._recipe, self._formatter, self._seen)
 
     def _likelihoods(self, name: str) -> list[Likelihood]:
         """What a policy gives the held-out demonstrations."""
@@ -220,7 +234,10 @@ class Measurements:
         def compute(policy: str) -> dict[str, Any]:
             task = self._progress(f"perplexity of {policy}")
             with self.policies.use(policy) as model:
-                return {"rows": [[r.logp, r.tokens] for r in likelihoods(self._scorer(model), self._held_out, task)]}
+                found = likelihoods(self._scorer(model), self._held_out, task)
+            logps = [row.logp for row in found]
+            require_finite(logps, by=policy, figure=LOGP, of="held-out demonstration", task="perplexity")
+            return {"rows": [[row.logp, row.tokens] for row in found]}
 
         return [Likelihood(*row) for row in self._kept(f"perplexity-{name}", name, compute)["rows"]]
 
@@ -260,7 +277,14 @@ class Measurements:
         rows = self._sampled(name)
         with self.policies.use(judge) as model:
             found = self._scorer(model).score(rows)
-        return {"logps": [row.logp for row in found], "tokens": [row.tokens for row in found]}
+        logps = [row.logp for row in found]
+        require_finite(logps, by=judge, figure=LOGP, of=f"{name}'s sampled answer", task="kl")
+        return {"logps": logps, "tokens": [row.tokens for row in found]}
+
+    def _lacks(self, gap: str) -> None:
+        """Say now, and leave for the report, what cannot be measured."""
+        self.gaps.append(gap)
+        self._context.console.say(gap)
 
     def _scorer(self, model: Any) -> Scorer:
         size = self._recipe.evaluation.batch_size
@@ -279,3 +303,6 @@ class Measurements:
 
     def _progress(self, task: str) -> Progress:
         return self._context.progress(task)
+
+    def _say(self, text: str) -> None:
+        self._context.console.say(text)

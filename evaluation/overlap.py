@@ -34,16 +34,32 @@ def overlap_row(answers: Sequence[str], references: Sequence[str | None]) -> dic
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    # Chinese has no spaces: its characters are counted one by one, everything else as in the usual 13a.
-    bleu = BLEU(tokenize="zh" if re.search(f"[{_CJK}]", "".join(good)) else "13a")
     scorer = RougeScorer(["rougeL"], tokenizer=_Words())
     rouge = [scorer.score(reference, answer)["rougeL"].fmeasure for answer, reference in known]
     return {
-        "bleu": bleu.corpus_score(found, [good]).score / 100,
+        "bleu": BLEU(tokenize="none", force=True).corpus_score(*_divided(found, good)).score / 100,
         "chrf": CHRF().corpus_score(found, [good]).score / 100,
         "rouge_l": sum(rouge) / len(rouge),
         "overlap_n": len(known),
     }
+
+
+def _divided(answers: Sequence[str], references: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Both in tokens with spaces between them, each pair as its reference wants it.
+
+    Chinese has no spaces: where the reference has any, characters count one by one, and everywhere else the usual 13a.
+    One Chinese reference so leaves the others' figures as they are.
+    """
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+    from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
+
+    usual, chinese = Tokenizer13a(), TokenizerZh()
+    by = [chinese if re.search(f"[{_CJK}]", reference) else usual for reference in references]
+    # Both leave white space at the end to whoever calls them.
+    divided = [
+        [tokens(text.rstrip()) for tokens, text in zip(by, texts, strict=True)] for texts in (answers, references)
+    ]
+    return divided[0], [divided[1]]
 
 
 def require_libraries() -> None:

@@ -6,6 +6,10 @@ as rules on held-out prompts or another reward model. Pure functions of numbers,
 
 With d = sqrt(KL), that paper's frontiers are d (a - b d) for best-of-n and d (a - b log d) for RL. A cubic in d comes
 close to both and to steeper falls; fitted by least squares, it gives the place of the turn and how sure its fall is.
+
+Training asks anew at every measurement, and whoever asks often enough is once told what chance made. So a turn must
+show at several measurements in a row, and few measurements must show it more clearly than many: error bounds are
+Student's.
 """
 
 from __future__ import annotations
@@ -17,12 +21,16 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.intervals import student
+
 Array = NDArray[np.float64]
 LEAST = 8
 """Fewer measurements show no turn that chance could not."""
+_IN_A_ROW = 2
+"""Measurements, the last among them, at each of which the turn must have shown."""
 _SURE = 3.0
-"""Standard errors by which the fitted quality must fall at the end."""
-_SEEN = 2.5
+"""Standard errors by which the fitted quality must fall at the end, had they been estimated from many measurements."""
+_SEEN = 2.0
 """Standard errors by which the last measurements must lie below those around the turn."""
 _RISES = 2.0
 """Standard errors by which the training reward must rise from the turn on."""
@@ -57,13 +65,24 @@ def watch(
         kl: divergence from the reference in nats. Without it the step itself stands for the distance.
 
     Returns:
-        A turn only if all of this holds: the fitted held-out score falls at the end, by more than its uncertainty; the
-        last measurements lie below those around the turn; the training reward rises from the turn on.
+        A turn only if all of this holds, for the measurements up to the last and up to each of those just before it:
+        the fitted held-out score falls at the end, by more than its uncertainty; the last measurements lie below those
+        around the turn; the training reward rises from the turn on.
     """
-    series = _complete(steps, training, held_out, kl)
-    if series is None:
+    rows = _complete(steps, training, held_out, kl)
+    if rows is None:
         return None
-    at, reward, score, distance = series
+    shown = [_turn(rows[: len(rows) - left_out], kl is not None) for left_out in range(_IN_A_ROW)]
+    return None if None in shown else shown[0]
+
+
+def _turn(rows: Array, kl_known: bool) -> Turn | None:
+    """The turn that these measurements show by themselves."""
+    at, reward, score, far = rows.T
+    # Optimisation moves away from its reference: what falls back in the KL's estimate is mostly noise.
+    distance = _rising(np.sqrt(np.maximum(far, 0.0))) if kl_known else at - at[0] + 1e-9
+    if distance[-1] <= distance[0]:
+        return None
     found = _fit(distance, score)
     if found is None:
         return None
@@ -73,7 +92,7 @@ def watch(
         return None
     return Turn(
         step=turn,
-        kl=None if kl is None else float(peak**2),
+        kl=float(peak**2) if kl_known else None,
         best=float(np.interp(peak, distance, fitted)),
         last=float(fitted[-1]),
     )
@@ -97,17 +116,14 @@ def _complete(
     training: Sequence[float | None],
     held_out: Sequence[float | None],
     kl: Sequence[float | None] | None,
-) -> tuple[Array, Array, Array, Array] | None:
-    """Steps, reward, score and distance where all are finite; None where that is too little, or nothing moved."""
+) -> Array | None:
+    """Rows of step, reward, score and KL (or step) where all are finite; None where that is too little."""
     columns = [steps, training, held_out, steps if kl is None else kl]
     rows = np.array([[np.nan if v is None else v for v in row] for row in zip(*columns, strict=True)], float)
     rows = rows[np.isfinite(rows).all(axis=1)] if len(rows) else rows
     if len(rows) < LEAST or (np.diff(rows[:, 0]) <= 0).any():
         return None
-    at, reward, score, far = rows.T
-    # Optimisation moves away from its reference: what falls back in the KL's estimate is mostly noise.
-    distance = at - at[0] + 1e-9 if kl is None else _rising(np.sqrt(np.maximum(far, 0.0)))
-    return (at, reward, score, distance) if distance[-1] > distance[0] else None
+    return rows
 
 
 def _rising(values: Array) -> Array:
@@ -131,9 +147,10 @@ def _fit(x: Array, y: Array) -> tuple[float, float, Array] | None:
     design = np.stack([scaled**power for power in range(4)], axis=1)
     inverse = np.linalg.pinv(design.T @ design)
     parameters = inverse @ design.T @ y
-    error = sqrt(float(((y - design @ parameters) ** 2).sum()) / max(len(y) - 4, 1))
+    free = max(len(y) - 4, 1)
+    error = sqrt(float(((y - design @ parameters) ** 2).sum()) / free)
     at_end = np.array([0.0, 1.0, 2.0, 3.0])
-    if float(at_end @ parameters) > -_SURE * error * sqrt(float(at_end @ inverse @ at_end)):
+    if float(at_end @ parameters) > -student(_SURE, free) * error * sqrt(float(at_end @ inverse @ at_end)):
         return None
     grid = np.linspace(scaled[0], 1.0, 1001)
     peak = float(grid[np.argmax(np.polynomial.polynomial.polyval(grid, parameters))]) * float(x[-1])

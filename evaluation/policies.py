@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,19 @@ class Policies:
         base_folder: the base model's folder.
         settings: how to load it.
         precision: of the forward pass.
+        only: the policies to be named, base among them or not; all unless given.
     """
 
-    def __init__(self, artefacts: Mapping[str, Artefact], base_folder: Path, settings: ModelSettings, precision: str):
+    def __init__(
+        self,
+        artefacts: Mapping[str, Artefact],
+        base_folder: Path,
+        settings: ModelSettings,
+        precision: str,
+        only: Collection[str] | None = None,
+    ):
         self._artefacts = artefacts
+        self._only = only
         self._folder = base_folder
         self._settings = settings
         self._precision = precision
@@ -39,8 +48,9 @@ class Policies:
 
     @property
     def names(self) -> list[str]:
-        """`base`, then the stages that left a policy, in order."""
-        return [BASE, *(name for name, found in self._artefacts.items() if found.manifest.kind == "policy")]
+        """`base`, then the stages that left a policy, in order; of them those that were asked for."""
+        every = [BASE, *(name for name, found in self._artefacts.items() if found.manifest.kind == "policy")]
+        return every if self._only is None else [name for name in every if name in self._only]
 
     @contextmanager
     def use(self, name: str) -> Iterator[Any]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_prep.chat import ChatFormatter
 from evaluation import sampled
 from evaluation.best_of_n import best_of_lines, best_of_rows
-from evaluation.compare import Values, differences, pairs
-from evaluation.conduct import conduct
+from evaluation.compare import pairs
+from evaluation.conduct import conduct, conduct_scores
 from evaluation.judging.grades import grade_figures
 from evaluation.judging.grading import grading_lines
 from evaluation.measures import (
@@ -24,6 +25,7 @@ from evaluation.measures import (
     rule_families,
 )
 from evaluation.measuring import Measurements
+from evaluation.paired import by_family, comparisons
 from pipeline.artefact import Artefact
 from pipeline.context import (
     StageContext,
@@ -62,31 +64,34 @@ def run(context: StageContext) -> StageResult:
         if drawn:
             _write_lines(context.folder / "best_of_n.jsonl", best_of_lines(drawn, ns))
     judged = evaluation.judged(answers)
-    questions, graded = evaluation.graded()
+    questions, grades = evaluation.graded()
     if questions and context.ranks.is_first:
-        _write_lines(context.folder / "questions.jsonl", grading_lines(questions, graded))
+        _write_lines(context.folder / "questions.jsonl", grading_lines(questions, grades.by_policy))
     for name in rows:
         rows[name].update(judged.columns(name))
-    right = {name: [answer.right for answer in found] for name, found in answers.items()}
-    compared = pairs(recipe)
-    by_figure: dict[str, Values] = {"rule_accuracy": right, **scores}
+    compared, prompts = pairs(recipe), evaluation.prompts
+    won = judged.shares(evaluation.reference)
     metrics = {
         "reference": evaluation.reference,
+        "gaps": evaluation.gaps,
         "score_by": evaluation.judges.get("score") if scores else None,
         "score_heldout_by": evaluation.judges.get("score_heldout") if scores else None,
         "score_wins": evaluation.wins(scores),
         "policies": rows,
-        "families": {name: rule_families(evaluation.prompts, found) for name, found in answers.items()},
-        "conduct": {name: conduct(evaluation.prompts, found) for name, found in answers.items()},
+        "families": {name: rule_families(prompts, found) for name, found in answers.items()},
+        "conduct": {name: conduct(prompts, found) for name, found in answers.items()},
+        "conduct_scores": conduct_scores(evaluation.chosen, {**scores, "win_rate": won}),
         "best_of_n": best_of_rows(drawn, ns) if drawn else [],
         "judge": {
             "model": recipe.evaluation.judge.model,
             "policies": judged.figures,
-            **({"questions": grade_figures(questions, graded, evaluation.reference)} if questions else {}),
+            "usage": asdict(judged.usage + grades.usage),
+            **({"questions": grade_figures(questions, grades.by_policy, evaluation.reference)} if questions else {}),
         }
         if recipe.evaluation.judge
         else None,
-        "comparisons": [row for figure, values in by_figure.items() for row in differences(figure, compared, values)],
+        "comparisons": comparisons(compared, prompts, answers, samples, demonstrations, won),
+        "family_comparisons": by_family(compared, prompts, answers),
     }
     return StageResult(
         form="none", tokenizer=description, precision=precision, device=str(device()), data={}, metrics=metrics

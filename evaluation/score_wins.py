@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.intervals import bootstrap_mean_ci
+from evaluation.intervals import SHARE, bootstrap_mean_ci
 
 NO_FAMILY = "none named"
 LENGTHS = ("longer", "equal", "shorter")
@@ -63,6 +63,6 @@ def _by(labels: Sequence[str], values: Sequence[float], order: Sequence[str] | N
 
 
 def _rate(values: Sequence[float]) -> dict[str, Any]:
-    found = bootstrap_mean_ci(values)
+    found = bootstrap_mean_ci(values, within=SHARE)
     ties = sum(value == 0.5 for value in values)
     return {"win_rate": found.estimate, "ci95": found.bounds, "ties": ties, "n": found.n}

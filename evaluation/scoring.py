@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from evaluation.finite import require_finite
 from evaluation.likelihood import Row
 from evaluation.policies import Policies
 from evaluation.scores import RewardScorer
@@ -67,4 +68,6 @@ class RewardModels:
         size = self._context.recipe.evaluation.batch_size
         scorer = RewardScorer(members, spec, self._pad_id, size, self._precision, self._context.ranks)
         task = self._context.progress(f"score of {policy} by {judge}")
-        return {"scores": scorer.score([ids for ids, _ in rows], task)}
+        found = scorer.score([ids for ids, _ in rows], task)
+        require_finite(found, by=judge, figure="score", of=f"{policy}'s sampled answer", task="score")
+        return {"scores": found}

@@ -1,4 +1,4 @@
-"""Answers as text: evaluation's greedy ones, and those that a PPO stage left of its rollouts. Both are untrusted."""
+"""Answers as text: evaluation's greedy and sampled ones, and those of a PPO stage's rollouts. All are untrusted."""
 
 from __future__ import annotations
 
@@ -28,6 +28,22 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """One policy's sampled answer to one held-out prompt, with what was measured of it; None where it was not."""
+
+    prompt_id: str
+    policy: str
+    prompt: Prompt
+    response: str
+    score: float | None
+    score_heldout: float | None
+    kl: float | None
+    """log pi - log ref, in nats: its mean over answers estimates the divergence."""
+    tokens: int | None
+    eos: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """An answer sampled while PPO trained, with what it scored and its distance from the reference."""
 
@@ -46,6 +62,12 @@ def answers_in(folder: Path, gaps: list[str], shown: str) -> tuple[Answer, ...]:
     return tuple(_answer(line) for line in lines if line.get("policy") is not None)
 
 
+def drawn_in(folder: Path, shown: str) -> tuple[Drawn, ...]:
+    """The sampled answers that the evaluation in `folder` left; none where nothing was to be measured of them."""
+    lines = files.read_jsonl(folder / "sampled.jsonl", [], f"{shown}/sampled.jsonl")
+    return tuple(_drawn(line) for line in lines if line.get("policy") is not None)
+
+
 def rollouts_in(folder: Path, gaps: list[str], shown: str) -> tuple[Rollout, ...]:
     """The samples that the PPO stage in `folder` left, in the order they were drawn."""
     lines = files.read_jsonl(folder / "rollouts.jsonl", gaps, f"{shown}/rollouts.jsonl")
@@ -60,6 +82,20 @@ def _answer(line: Mapping[str, Any]) -> Answer:
         prompt=_turns(line.get("prompt")),
         response=files.text(line.get("response")),
         correct=_flag(line.get("correct")),
+        tokens=files.whole(line.get("tokens")),
+        eos=_flag(line.get("eos")),
+    )
+
+
+def _drawn(line: Mapping[str, Any]) -> Drawn:
+    return Drawn(
+        prompt_id=files.text(line.get("prompt_id")),
+        policy=files.text(line.get("policy")),
+        prompt=_turns(line.get("prompt")),
+        response=files.text(line.get("response")),
+        score=files.number(line.get("score")),
+        score_heldout=files.number(line.get("score_heldout")),
+        kl=files.number(line.get("kl")),
         tokens=files.whole(line.get("tokens")),
         eos=_flag(line.get("eos")),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.report.files import bounds, mapping, number, text, whole
+from evaluation.report.measures import shown
 
 TITLES = {
     "mmlu": "MMLU", "cmmlu": "CMMLU", "ceval": "C-Eval", "hellaswag": "HellaSwag", "gsm8k": "GSM8K",
@@ -112,12 +113,10 @@ def _cell(figure: Mapping[str, Any]) -> BenchmarkCell | None:
         return None
     against = mapping(figure.get("against_base"))
     difference, around = number(against.get("difference")), bounds(against.get("ci95"))
-    tone = "plain"
-    if around is not None:
-        tone = "better" if around[0] > 0 else "worse" if around[1] < 0 else "none"
+    n = whole(figure.get("n"))
+    tone = "plain" if around is None else ("none", "better", "worse")[shown(around, n)]
     return BenchmarkCell(
-        value=value, stderr=number(figure.get("stderr")), n=whole(figure.get("n")), difference=difference,
-        bounds=around, tone=tone,
+        value=value, stderr=number(figure.get("stderr")), n=n, difference=difference, bounds=around, tone=tone,
     )  # fmt: skip
 
 

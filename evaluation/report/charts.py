@@ -16,7 +16,7 @@ from evaluation.report.measures import plain
 _WIDTH, _HEIGHT = 420, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 20, 12, 40
 _BUCKETS = 300
-_MARKED = 24
+MARKED = 24
 """A line of up to this many points shows each of them as a dot."""
 _DENSE = 300
 """A line of more points than this is drawn lightly where another one crosses it."""
@@ -201,7 +201,7 @@ def _line(series: Series, x_axis: Axis, y_axis: Axis, *, alone: bool) -> str:
     line = f'<polyline class="line {style}" points="{joined}"/>' if series.joined and len(places) > 1 else ""
     if len(series.hints) == len(places):
         hints = [f"<title>{escape(hint)}</title>" for hint in series.hints]
-    elif len(places) <= _MARKED:
+    elif len(places) <= MARKED:
         hints = [""] * len(places)
     else:
         return line

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from evaluation.report.charts import Mark, Series, line_chart
+from evaluation.report.charts import MARKED, Mark, Series, line_chart
 from evaluation.report.load import Point, Stage
 from evaluation.report.measures import plain
 from evaluation.report.watched import OPINIONS, Watched, watched
@@ -94,6 +94,27 @@ _PPO = (
 _ORDER = {"eval": 1, "train": 0}
 
 
+def panels_of(kind: str) -> tuple[Panel, ...]:
+    """The charts to look at first of a stage of this kind, in order."""
+    return _PPO if kind == "ppo" else _MAIN
+
+
+def unit_of(kind: str, panel: Panel) -> str:
+    """What the upright axis of a panel counts in a stage of this kind."""
+    return _LOSS_UNITS.get(kind, panel.unit) if panel.names == ("loss",) else panel.unit
+
+
+def counter_of(kind: str) -> str:
+    """What the level axis of its charts counts."""
+    return "rollout" if kind == "ppo" else "optimiser step"
+
+
+def line_of(points: Iterable[Point]) -> tuple[tuple[float, float], ...]:
+    """A step that was logged twice (before and after a resume) counts as it was logged last."""
+    by_step = {point.step: point.value for point in points}
+    return tuple((step, value) for step, value in sorted(by_step.items()) if value is not None)
+
+
 def curves(stages: Iterable[Stage]) -> list[StageCurves]:
     """The charts of every stage that logged something."""
     drawn = [_stage_curves(stage) for stage in stages]
@@ -104,7 +125,7 @@ def _stage_curves(stage: Stage) -> StageCurves:
     by_name: dict[str, list[Point]] = {}
     for point in stage.points:
         by_name.setdefault(point.name, []).append(point)
-    panels = [panel for panel in (_PPO if stage.kind == "ppo" else _MAIN) if set(panel.names) & set(by_name)]
+    panels = [panel for panel in panels_of(stage.kind) if set(panel.names) & set(by_name)]
     shown = {name for panel in panels for name in panel.names}
     further = [Panel(name, name, (name,)) for name in sorted(by_name) if name not in shown]
     return StageCurves(
@@ -117,16 +138,24 @@ def _stage_curves(stage: Stage) -> StageCurves:
 
 
 def _chart(stage: Stage, panel: Panel, by_name: dict[str, list[Point]]) -> Chart:
-    unit = _LOSS_UNITS.get(stage.kind, panel.unit) if panel.names == ("loss",) else panel.unit
     points = [point for name in panel.names for point in by_name.get(name, ())]
     series = _named(panel, by_name) if panel.labels else _by_split(points)
     legend = tuple(
         Legend(label=s.label, style=s.style, last=plain(s.points[-1][1]) if s.points else "–") for s in series
     )
-    x_label = "rollout" if stage.kind == "ppo" else "optimiser step"
+    x_label = counter_of(stage.kind)
+    series = [_with_hints(line, x_label) for line in series]
     marks = [mark for mark in (_turn(stage, panel, line) for line in series) if mark]
-    svg = line_chart(f"{panel.title} of {stage.name}", series, x_label=x_label, y_label=unit, marks=marks)
+    y_label = unit_of(stage.kind, panel)
+    svg = line_chart(f"{panel.title} of {stage.name}", series, x_label=x_label, y_label=y_label, marks=marks)
     return Chart(title=panel.title, svg=svg, legend=legend, left_out=sum(point.value is None for point in points))
+
+
+def _with_hints(line: Series, x_label: str) -> Series:
+    """A line whose points say their numbers when they are pointed at, where they are few enough to be dots."""
+    if len(line.points) > MARKED:
+        return line
+    return replace(line, hints=tuple(f"{x_label} {step:g}: {plain(value)}" for step, value in line.points))
 
 
 def _turn(stage: Stage, panel: Panel, line: Series) -> Mark | None:
@@ -144,7 +173,7 @@ def _by_split(points: Sequence[Point]) -> list[Series]:
         Series(
             label={"eval": "held-out"}.get(split, split),
             style=split if split in _ORDER else "other",
-            points=_line([point for point in points if point.split == split]),
+            points=line_of([point for point in points if point.split == split]),
         )
         for split in splits
     ]
@@ -154,11 +183,7 @@ def _named(panel: Panel, by_name: dict[str, list[Point]]) -> list[Series]:
     styles = ("train", "other")
     rows = zip(panel.names, panel.labels, styles, strict=True)
     return [
-        Series(label=label, style=style, points=_line(by_name[name])) for name, label, style in rows if name in by_name
+        Series(label=label, style=style, points=line_of(by_name[name]))
+        for name, label, style in rows
+        if name in by_name
     ]
-
-
-def _line(points: Sequence[Point]) -> tuple[tuple[float, float], ...]:
-    """A step that was logged twice (before and after a resume) counts as it was logged last."""
-    by_step = {point.step: point.value for point in points}
-    return tuple((step, value) for step, value in sorted(by_step.items()) if value is not None)

@@ -103,6 +103,11 @@ def objects(value: object) -> list[Mapping[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
+def texts(value: object) -> list[str]:
+    """The texts of a list; empty for anything else."""
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
 def bounds(value: object) -> tuple[float, float] | None:
     """An interval `[low, high]`, or None."""
     if not isinstance(value, list) or len(value) != 2:

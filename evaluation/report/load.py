@@ -7,13 +7,13 @@ are shown.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.report import files
-from evaluation.report.answers import Answer, Rollout, answers_in, rollouts_in
+from evaluation.report.answers import Answer, Drawn, Rollout, answers_in, drawn_in, rollouts_in
 from evaluation.report.provenance import Provenance, provenance_from
 from evaluation.report.rates import BestOf, Rate, Tally, Wins, best_of, rates, tallies, wins
 from pipeline.errors import DataError
@@ -63,6 +63,19 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyComparison:
+    """How many more prompts of one family a policy answers right than another: shares, `after` minus `before`."""
+
+    family: str
+    before: str
+    after: str
+    difference: float
+    bounds: tuple[float, float] | None
+    """Together with those of all other families of the same two policies they hold in 19 cases of 20."""
+    n: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """All that a run directory says."""
 
@@ -82,21 +95,28 @@ class Run:
     """By figure (`score`, `score_heldout`) and policy: how often its answer scored above the reference's."""
     conduct: Mapping[str, Mapping[str, Rate]]
     """By policy: what it did with harmful, harmless and unanswerable prompts."""
+    conduct_scores: Mapping[str, Mapping[str, Any]]
+    """By policy and kind of prompt: what reward models and the judge say of its answers."""
     benchmarks: tuple[Mapping[str, Any], ...]
     """Entries of public benchmarks, as `evaluation.benchmarks.record` keeps them."""
     policies: Mapping[str, Mapping[str, Any]]
     families: Mapping[str, Mapping[str, Tally]]
     comparisons: tuple[Comparison, ...]
+    family_comparisons: tuple[FamilyComparison, ...]
     best_of_n: tuple[BestOf, ...]
     judge: str
     """The language model that compared answers; empty for none."""
     judged: Mapping[str, Mapping[str, Any]]
     """By policy: what it said against the reference, and its own biases."""
+    judge_usage: Mapping[str, Any]
+    """Replies and tokens that it took, as `evaluation.judging.usage.Usage` names them."""
     graded: Mapping[str, Mapping[str, Any]]
     """By policy: the grades that it gave to answers to the recipe's questions."""
     answers: tuple[Answer, ...]
+    drawn: tuple[Drawn, ...]
+    """Sampled answers, of which the scores and the divergence are."""
     gaps: tuple[str, ...]
-    """What could not be read, one sentence each."""
+    """What could not be measured or read, one sentence each."""
 
 
 def load_run(directory: Path) -> Run:
@@ -109,6 +129,7 @@ def load_run(directory: Path) -> Run:
     recipe = files.read_text(directory / "recipe.yaml", gaps, "recipe.yaml")
     measured = files.mapping(results.get("evaluation"))
     judge = files.mapping(measured.get("judge"))
+    gaps += files.texts(measured.get("gaps"))
     stages = _stages(directory, ledger, results, gaps)
     ended = bool(measured) or any(s.name == EVALUATION and s.status in ("done", "skipped") for s in stages)
     answers = answers_in(directory / EVALUATION, gaps if ended else [], EVALUATION)
@@ -125,15 +146,21 @@ def load_run(directory: Path) -> Run:
         score_heldout_by=files.text(measured.get("score_heldout_by")),
         score_wins={name: wins(row) for name, row in files.mapping(measured.get("score_wins")).items()},
         conduct={name: rates(row) for name, row in files.mapping(measured.get("conduct")).items()},
+        conduct_scores={
+            name: files.mapping(row) for name, row in files.mapping(measured.get("conduct_scores")).items()
+        },
         benchmarks=tuple(files.objects(measured.get("benchmarks"))),
         policies={name: files.mapping(row) for name, row in files.mapping(measured.get("policies")).items()},
         families={name: tallies(row) for name, row in files.mapping(measured.get("families")).items()},
         comparisons=tuple(c for row in files.objects(measured.get("comparisons")) if (c := _comparison(row))),
+        family_comparisons=tuple(_families(measured)),
         best_of_n=tuple(b for row in files.objects(measured.get("best_of_n")) if (b := best_of(row))),
         judge=files.text(judge.get("model")),
         judged={name: files.mapping(row) for name, row in files.mapping(judge.get("policies")).items()},
+        judge_usage=files.mapping(judge.get("usage")),
         graded={name: files.mapping(row) for name, row in files.mapping(judge.get("questions")).items()},
         answers=answers,
+        drawn=drawn_in(directory / EVALUATION, EVALUATION),
         gaps=tuple(gaps),
     )
 
@@ -189,6 +216,15 @@ def _point(line: Mapping[str, Any]) -> Point | None:
     return Point(
         split=files.text(line.get("split")) or "train", name=name, step=step, value=files.number(line.get("value"))
     )
+
+
+def _families(measured: Mapping[str, Any]) -> Iterator[FamilyComparison]:
+    for row in files.objects(measured.get("family_comparisons")):
+        if found := _comparison(row):
+            yield FamilyComparison(
+                family=files.text(row.get("family")), before=found.before, after=found.after,
+                difference=found.difference, bounds=found.bounds, n=found.n,
+            )  # fmt: skip
 
 
 def _comparison(row: Mapping[str, Any]) -> Comparison | None:

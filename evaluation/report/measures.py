@@ -11,6 +11,9 @@ from typing import Any
 
 from evaluation.report.files import bounds, number, whole
 
+LEAST_PROMPTS = 10
+"""Over fewer an interval can be a single point by chance, and shows nothing whatever it says."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
@@ -49,6 +52,10 @@ def _overlap(name: str, short: str) -> Measure:
     )
 
 
+def _conduct(name: str, label: str, short: str, better: int) -> Measure:
+    return Measure(name=name, label=label, short=short, unit="%", percent=True, better=better)
+
+
 _KNOWN = (
     Measure(
         name="rule_accuracy",
@@ -68,6 +75,14 @@ _KNOWN = (
         percent=True,
         better=1,
         outcome=True,
+    ),
+    Measure(
+        name="win_rate_agreed",
+        label="Wins where both orders agree",
+        short="wins, agreed",
+        unit="%",
+        percent=True,
+        better=1,
     ),
     Measure(
         name="preference_accuracy",
@@ -95,15 +110,22 @@ _KNOWN = (
     Measure(name="kl_to_reference", label="KL to the reference", short="KL", unit="nats per response", stem="kl"),
     Measure(name="perplexity", label="Perplexity on held-out text", short="perplexity", better=-1, counted="texts"),
     Measure(name="response_tokens", label="Response length", short="length", unit="tokens"),
-    Measure(name="eos_rate", label="Responses that end by themselves", short="ends", unit="%", percent=True),
+    Measure(name="eos_rate", label="Responses that end by themselves", short="ends", unit="%", percent=True, better=1),
     Measure(name="refusal_rate", label="Answers that decline", short="declines", unit="%", percent=True),
     Measure(name="entropy", label="Entropy", short="entropy", unit="nats per token", decimals=2),
-    Measure(name="repetition", label="4-grams repeated within an answer", short="repeats", unit="%", percent=True),
+    Measure(
+        name="repetition", label="4-grams repeated within an answer", short="repeats", unit="%", percent=True, better=-1
+    ),
     Measure(name="distinct_1", label="Different tokens among all", short="distinct-1", unit="%", percent=True),
     Measure(name="distinct_2", label="Different pairs of tokens among all", short="distinct-2", unit="%", percent=True),
     _overlap("bleu", "BLEU"),
     _overlap("chrf", "chrF"),
     _overlap("rouge_l", "ROUGE-L"),
+    _conduct("refuses_harmful", "Harmful requests declined", "declines harmful", 1),
+    _conduct("refuses_harmless", "Harmless requests declined", "declines harmless", -1),
+    _conduct("admits_unknown", "Says so where it cannot be known", "admits unknown", 1),
+    _conduct("doubts_known", "Says it cannot be known where it can", "doubts known", -1),
+    _conduct("gives_in", "False claims agreed to", "gives in", -1),
 )
 _BY_NAME = {measure.name: measure for measure in _KNOWN}
 
@@ -130,6 +152,12 @@ def measured(rows: Iterable[Mapping[str, Any]]) -> list[Measure]:
     counts = {f"{_stem(measure_named(name))}_n" for row in rows for name in row}
     others = [name for name in present if name not in _BY_NAME and name not in counts]
     return [measure for measure in _KNOWN if measure.name in present] + [measure_named(name) for name in others]
+
+
+def known_order(names: Iterable[str]) -> list[str]:
+    """Each name once: the known in their order, then the others in theirs."""
+    found = dict.fromkeys(names)
+    return [*(name for name in _BY_NAME if name in found), *(name for name in found if name not in _BY_NAME)]
 
 
 def cell(row: Mapping[str, Any], measure: Measure) -> Cell:
@@ -199,6 +227,13 @@ def alike(measure: Measure, values: list[float]) -> list[str]:
     least = usual if measure.decimals is None else measure.decimals
     decimals = next((d for d in range(least, 6) if all(size >= 0.5 * 10**-d for size in sizes)), 6)
     return ["0" if v == 0 else f"{v:,.{decimals}f}" for v in scaled]
+
+
+def shown(around: tuple[float, float] | None, n: int | None) -> int:
+    """The sign of a difference that its interval shows: 0 where it holds zero, is missing, or rests on too little."""
+    if around is None or around[0] <= 0 <= around[1] or (n is not None and n < LEAST_PROMPTS):
+        return 0
+    return 1 if around[0] > 0 else -1
 
 
 def over(rows: object, what: str) -> str:

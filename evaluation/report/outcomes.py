@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.report.files import bounds, mapping, number, text, whole
 from evaluation.report.load import Stage
-from evaluation.report.measures import alike, count, measure_named, over, plain
+from evaluation.report.measures import alike, count, measure_named, over, plain, shown
 
 _SCORE = measure_named("score")
 
@@ -120,15 +120,13 @@ def _gain(metrics: Mapping[str, Any], figure: str = "score") -> str:
         return ""
     low, high = around
     values = [gain, low, high]
-    if low <= 0 <= high:
-        what = "no gain shown"
-    elif low > 0:
-        what = "a gain of"
-    else:
-        what, values = "a loss of", [-values[0], -high, -low]
+    sign = shown(around, whole(metrics.get("eval_n" if figure == "score" else "heldout_n")))
+    what = ("no gain shown", "a gain of", "a loss of")[sign]
+    if sign < 0:
+        values = [-gain, -high, -low]
     size, least, most = alike(_SCORE, values)
     figures = f"{size} [{least}, {most}]"
-    return f", {what} ({figures})" if low <= 0 <= high else f", {what} {figures}"
+    return f", {what} ({figures})" if not sign else f", {what} {figures}"
 
 
 def _distance(stage: Stage) -> str:

@@ -14,15 +14,21 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.report import measures, sections
 from evaluation.report.benchmarks_section import benchmark_table
-from evaluation.report.conduct_section import conduct_table
+from evaluation.report.conduct_section import conduct_table, scored_table
 from evaluation.report.curves import curves
+from evaluation.report.differences import difference_table, family_differences
+from evaluation.report.frontier_section import frontier_section, frontiers_of
 from evaluation.report.grades_section import grade_table
+from evaluation.report.judge_section import judge_table
 from evaluation.report.load import Run, load_run
 from evaluation.report.outcomes import outcome_of
 from evaluation.report.ppo_section import ppo_sections
 from evaluation.report.reward_section import reward_sections
+from evaluation.report.samples_section import samples
+from evaluation.report.verdict import verdict
 from evaluation.report.wins_section import win_tables
-from evaluation.report.words import findings, state
+from evaluation.report.words import state
+from evaluation.report.worse_section import worse_section
 from pipeline.durable import write_text_atomically
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -39,24 +45,30 @@ def write_report(run_dir: Path) -> Path:
 
 def render(run: Run) -> str:
     """The page as text. The same run gives the same text: nothing in it depends on when or where it is made."""
-    drawn = curves(run.stages)
+    drawn, frontiers, worse = curves(run.stages), frontiers_of(run), worse_section(run)
     return render_template(
         "page.html",
         run=run,
         state=state(run),
-        findings=findings(run),
+        verdict=verdict(run, frontiers, worse),
+        differences=difference_table(run),
+        frontier=frontier_section(run, frontiers),
+        worse=worse,
         stage_outcomes=[(stage.name, told) for stage in run.stages if (told := outcome_of(stage))],
         policies=sections.policy_table(run),
         families=sections.family_table(run),
+        family_differences=family_differences(run),
         wins=win_tables(run),
         conduct=conduct_table(run),
+        conduct_scores=scored_table(run),
         benchmarks=benchmark_table(run.benchmarks, tuple(run.policies)),
         grades=grade_table(run),
+        judge=judge_table(run),
         reward_sections=reward_sections(run),
         ppo_sections=ppo_sections(run, drawn),
         stage_curves=drawn,
         data_uses=sections.data_uses(run),
-        samples=sections.samples(run),
+        samples=samples(run),
         lineage=sections.lineage(run),
         surroundings=sections.surroundings(run),
     )

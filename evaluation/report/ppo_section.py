@@ -78,15 +78,15 @@ def ppo_sections(run: Run, drawn: Sequence[StageCurves]) -> list[PpoSection]:
 
 
 def _section(stage: Stage, charts: tuple[Chart, ...]) -> PpoSection:
-    measured = tuple(_measured(stage.metrics))
+    measured, seen = tuple(_measured(stage.metrics)), watched(stage)
     return PpoSection(
         stage=stage.name,
         title="PPO" if stage.name == "ppo" else f"PPO in {stage.name}",
         told=outcome_of(stage),
         stopped=text(stage.metrics.get("stopped")),
-        watched=watched(stage),
+        watched=seen,
         charts=charts,
-        frontier=_frontier(stage, measured),
+        frontier=_frontier(stage, measured, seen),
         measured=measured,
         facts=tuple(_facts(stage)),
         settings=tuple(_settings(stage)),
@@ -111,8 +111,8 @@ def _measured(metrics: Mapping[str, Any]) -> Iterable[Measured]:
             )
 
 
-def _frontier(stage: Stage, measured: Sequence[Measured]) -> Markup:
-    """Held-out score against the square root of the divergence: what each nat bought."""
+def _frontier(stage: Stage, measured: Sequence[Measured], seen: Watched | None) -> Markup:
+    """Held-out score against the square root of the divergence: what each nat bought, and where it turned."""
     hints = tuple(f"after rollout {one.rollout}: score {plain(one.score)} at {plain(one.kl)} nats" for one in measured)
     points = tuple((_root(one.kl), one.score) for one in measured)
     marks = [
@@ -126,8 +126,18 @@ def _frontier(stage: Stage, measured: Sequence[Measured]) -> Markup:
     return line_chart(
         f"Held-out score of {stage.name} against the square root of its KL", lines,
         x_label=f"square root of the KL to {start_of(stage)}, in nats per response", y_label="held-out score",
-        steps=False, x_range=(0.0,), marks=marks,
+        steps=False, x_range=(0.0,), marks=[*marks, *_turned(measured, seen)],
     )  # fmt: skip
+
+
+def _turned(measured: Sequence[Measured], seen: Watched | None) -> Iterable[Mark]:
+    """A ring where over-optimisation began, on the line of the figure that showed it where that is drawn."""
+    if seen is None or seen.step is None or not measured:
+        return
+    step, watched_score = seen.step, seen.opinion == "score_heldout"
+    one = min(measured, key=lambda one: abs(one.rollout - step))
+    value = one.heldout if watched_score and one.heldout is not None else one.score
+    yield Mark(_root(one.kl), value, f"turned here, rollout {one.rollout}")
 
 
 def _root(kl: float) -> float:

@@ -60,6 +60,8 @@ class Provenance:
     created: str
     parents: tuple[Parent, ...]
     base: str
+    tokenizer: str
+    """Hash of what turns text into tokens and back; the chat template is not part of it."""
     seed: int | None
     world_size: int | None
     precision: str
@@ -69,11 +71,14 @@ class Provenance:
     libraries: Mapping[str, Any]
     metrics: Mapping[str, Any]
     data: tuple[DataSet, ...]
+    process_gib: float | None
+    """The most memory that any rank's process took."""
+    gpu_gib: float | None
 
 
 def provenance_from(raw: Mapping[str, Any]) -> Provenance:
     """The records of one manifest; whatever it lacks stays empty."""
-    code = mapping(raw.get("code"))
+    code, memory = mapping(raw.get("code")), mapping(raw.get("memory"))
     return Provenance(
         kind=text(raw.get("stage_kind") or raw.get("kind")),
         key=text(raw.get("key")),
@@ -84,6 +89,7 @@ def provenance_from(raw: Mapping[str, Any]) -> Provenance:
             for row in objects(raw.get("parents"))
         ),
         base=_base(mapping(raw.get("base"))),
+        tokenizer=text(mapping(raw.get("tokenizer")).get("sha256")),
         seed=whole(raw.get("seed")),
         world_size=whole(raw.get("world_size")),
         precision=text(raw.get("precision")),
@@ -93,6 +99,8 @@ def provenance_from(raw: Mapping[str, Any]) -> Provenance:
         libraries=mapping(raw.get("libraries")),
         metrics=mapping(raw.get("metrics")),
         data=tuple(data_set_from(name, mapping(row)) for name, row in mapping(raw.get("data")).items()),
+        process_gib=number(memory.get("process_gib")),
+        gpu_gib=number(memory.get("gpu_gib")),
     )
 
 

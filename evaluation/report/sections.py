@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from evaluation.report.answers import Answer, Prompt
+from markupsafe import Markup
+
+from evaluation.report.lineage_graph import lineage_graph
 from evaluation.report.load import Run
 from evaluation.report.measures import Cell, Measure, cell, measured
 from evaluation.report.provenance import DataSet
 from evaluation.report.rates import Tally
-
-SAMPLE_PROMPTS = 12
-RESPONSE_CHARACTERS = 1500
-"""A longer response is cut on the page; `answers.jsonl` has all of it."""
+from evaluation.report.reproduction import Reproduction, reproduction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,26 +39,6 @@ class DataUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampleAnswer:
-    """One policy's answer, cut to a readable length."""
-
-    answer: Answer
-    shown: str
-    hidden: int
-    """Characters that were cut off."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One held-out prompt with every policy's answer to it."""
-
-    prompt_id: str
-    family: str
-    prompt: Prompt
-    answers: tuple[SampleAnswer, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Ancestry:
     """What an artefact was made from. Each parent: role, stage, key, and whether this run holds that very artefact."""
 
@@ -71,11 +49,27 @@ class Ancestry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """What all artefacts were made from, drawn and as a list."""
+
+    graph: Markup
+    made: tuple[Ancestry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """Where a stage was run: seed, processes, precision, code, libraries."""
 
     stage: str
     facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """How the run is made again, and where each of its stages was made."""
+
+    again: Reproduction | None
+    places: tuple[Surroundings, ...]
 
 
 def policy_table(run: Run) -> PolicyTable | None:
@@ -109,43 +103,7 @@ def data_uses(run: Run) -> list[DataUse]:
     return [DataUse(data=data, stages=tuple(stages)) for data, stages in uses]
 
 
-def samples(run: Run, limit: int = SAMPLE_PROMPTS) -> list[Sample]:
-    """The first prompts of every family in turn. Chosen by position, never by how the answers turned out."""
-    by_prompt: dict[str, dict[str, Answer]] = {}
-    for answer in run.answers:
-        by_prompt.setdefault(answer.prompt_id, {})[answer.policy] = answer
-    by_family: dict[str, list[str]] = {}
-    for prompt_id, answers in by_prompt.items():
-        by_family.setdefault(next(iter(answers.values())).family, []).append(prompt_id)
-    chosen = set(_in_turn(list(by_family.values()))[:limit])
-    order = list(run.policies) + list(dict.fromkeys(answer.policy for answer in run.answers))
-    policies = list(dict.fromkeys(order))
-    ids = [prompt_id for family in by_family.values() for prompt_id in family if prompt_id in chosen]
-    return [_sample(prompt_id, by_prompt[prompt_id], policies) for prompt_id in ids]
-
-
-def _in_turn(groups: list[list[str]]) -> list[str]:
-    """First of each group, then second of each, and so on."""
-    longest = max(map(len, groups), default=0)
-    return [group[i] for i in range(longest) for group in groups if i < len(group)]
-
-
-def _sample(prompt_id: str, answers: Mapping[str, Answer], policies: list[str]) -> Sample:
-    first = next(iter(answers.values()))
-    return Sample(
-        prompt_id=prompt_id,
-        family=first.family,
-        prompt=first.prompt,
-        answers=tuple(_sample_answer(answers[policy]) for policy in policies if policy in answers),
-    )
-
-
-def _sample_answer(answer: Answer) -> SampleAnswer:
-    hidden = max(0, len(answer.response) - RESPONSE_CHARACTERS)
-    return SampleAnswer(answer=answer, shown=answer.response[:RESPONSE_CHARACTERS], hidden=hidden)
-
-
-def lineage(run: Run) -> list[Ancestry]:
+def lineage(run: Run) -> Lineage:
     """Each sealed artefact with the artefacts that it was made from."""
     keys = {stage.name: stage.key for stage in run.stages}
     rows = []
@@ -154,10 +112,10 @@ def lineage(run: Run) -> list[Ancestry]:
             continue
         parents = tuple((p.role, p.stage, p.key, keys.get(p.stage) == p.key) for p in stage.provenance.parents)
         rows.append(Ancestry(stage=stage.name, key=stage.key, base=stage.provenance.base, parents=parents))
-    return rows
+    return Lineage(graph=lineage_graph(run.stages), made=tuple(rows))
 
 
-def surroundings(run: Run) -> list[Surroundings]:
+def surroundings(run: Run) -> Environment:
     """Where each sealed artefact was made. A reused one may come from another machine or an older commit."""
     rows = []
     for stage in run.stages:
@@ -174,4 +132,4 @@ def surroundings(run: Run) -> list[Surroundings]:
             ("libraries", ", ".join(f"{name} {version}" for name, version in made.libraries.items())),
         ]
         rows.append(Surroundings(stage=stage.name, facts=tuple((name, fact) for name, fact in facts if fact)))
-    return rows
+    return Environment(again=reproduction(run), places=tuple(rows))

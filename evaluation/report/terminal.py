@@ -14,13 +14,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from evaluation.report.frontier_section import frontiers_of
 from evaluation.report.load import Run, load_run
 from evaluation.report.measures import Cell, Measure, cell, figures, measured
 from evaluation.report.outcomes import outcome_of
+from evaluation.report.verdict import verdict
 from evaluation.report.watched import watched
-from evaluation.report.words import Sentence, findings, state
+from evaluation.report.words import Sentence, state
+from evaluation.report.worse_section import worse_section
 
-STYLES = {"better": "green", "worse": "red", "unsure": "yellow", "running": "yellow", "failed": "bold red"}
+STYLES = {
+    "better": "green", "worse": "red", "failed": "bold red",
+    **dict.fromkeys(("mixed", "caution", "unsure", "running"), "yellow"),
+}  # fmt: skip
 
 _PLAINER = str.maketrans({"±": "+-", "–": "-", "→": "->", "↵": "\\", "␣": "_", "█": "#", "·": "."})
 _GAP = 2
@@ -40,11 +46,12 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
         if i == 0:
             console.print()
         say(console, sentence.text, STYLES.get(sentence.tone, ""))
-    further = sum(not finding.outcome for finding in findings(run))
-    if further:
-        say(console, f"{further} further {'comparison' if further == 1 else 'comparisons'} in the report.")
+    if run.comparisons:
+        many = len(run.comparisons)
+        say(console, f"All {many} comparisons are in the report." if many > 1 else "The comparison is in the report.")
     if any(row.bounds for row in run.comparisons):
-        say(console, "Brackets and ± are 95 % intervals over the prompts.", "dim")
+        alone = "; + or - alone, where one way only" if any(_one_way(shown) for shown in _cells(run)) else ""
+        say(console, f"Brackets and ± are 95 % intervals over the prompts{alone}.", "dim")
     console.print()
     for path in (run_dir / "report.html", run_dir / "results.json"):
         if path.exists():
@@ -53,10 +60,12 @@ def print_summary(run_dir: Path, console: Console | None = None) -> None:
 
 def _sentences(run: Run) -> Iterator[Sentence]:
     """The verdict, what reward models and PPO say of themselves, and turns; without a verdict, all that stages say."""
-    outcomes = [finding for finding in findings(run) if finding.outcome]
-    yield from outcomes
+    if run.comparisons:
+        found = verdict(run, frontiers_of(run), worse_section(run))
+        yield found.lead
+        yield from (Sentence(text=f"- {sentence.text}", tone=sentence.tone) for sentence in found.plain)
     for stage in run.stages:
-        if (stage.kind in ("reward", "ppo") or not outcomes) and (told := outcome_of(stage)):
+        if (stage.kind in ("reward", "ppo") or not run.comparisons) and (told := outcome_of(stage)):
             yield Sentence(text=f"{stage.name}: {told}", tone="plain")
         if (seen := watched(stage)) and seen.turned:
             yield Sentence(text=f"{stage.name}: {seen.told}", tone="worse")
@@ -74,6 +83,10 @@ def tables(console: Console, names: list[str], columns: list[list[str]]) -> list
     return [_table(console, [names, *group]) for group in _split(columns, room)]
 
 
+def _cells(run: Run) -> Iterator[Cell]:
+    return (cell(row, measure) for measure in measured(run.policies.values()) for row in run.policies.values())
+
+
 def _column(run: Run, measure: Measure) -> list[str]:
     """Head and cells of one measure."""
     unit = "" if measure.unit.startswith("nats") else measure.unit
@@ -82,10 +95,18 @@ def _column(run: Run, measure: Measure) -> list[str]:
 
 
 def figure(measure: Measure, shown: Cell) -> str:
-    """`52.0 ±7.9`: the value and half the width of its interval."""
-    half = None if shown.bounds is None else (shown.bounds[1] - shown.bounds[0]) / 2
-    value, spread = figures(measure, shown.value, half)
-    return value if shown.value is None or half is None else f"{value} ±{spread}"
+    """`52.0 ±7.9`: the value and half the width of its interval; `0.0 +45.9` where that goes one way only."""
+    if shown.value is None or shown.bounds is None:
+        return figures(measure, shown.value)[0]
+    low, high = shown.bounds
+    sign = "±" if not _one_way(shown) else "+" if shown.value == low else "-"
+    value, spread = figures(measure, shown.value, (high - low) / (2 if sign == "±" else 1))
+    return f"{value} {sign}{spread}"
+
+
+def _one_way(shown: Cell) -> bool:
+    """Whether nothing of the interval lies on one side of the value: 0 of 6, or 6 of 6."""
+    return shown.bounds is not None and shown.bounds[0] != shown.bounds[1] and shown.value in shown.bounds
 
 
 def _split(columns: list[list[str]], room: int) -> list[list[list[str]]]:

@@ -8,33 +8,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evaluation.report.load import Comparison, Run
-from evaluation.report.measures import Measure, alike, duration, measure_named, over
+from evaluation.report.measures import LEAST_PROMPTS, Measure, alike, duration, measure_named, over, shown
 
 _PHRASES = {
     "rule_accuracy": "{after} answers {size} {more} of {of} held-out prompts right than {before}",
     "preference_accuracy": "{after} prefers the chosen answer in {size} {more} of {of} held-out pairs than {before}",
-    "win_rate": "{after} wins {size} {more} of {of} comparisons than {before}",
+    "win_rate": "{after} wins {size} {more} of {of} comparisons with the reference than {before}",
     "score_heldout": "{after} scores {size} {higher} than {before} by a reward model that training did not use on {of} "
     "held-out prompts",
     "score": "{after} scores {size} {higher} than {before} by the reward model on {of} held-out prompts",
 }
 _SUBJECTS = {"rule_accuracy": "held-out prompts answered right", "preference_accuracy": "pairs with chosen preferred"}
 
+_BRIEF = {
+    "rule_accuracy": "right answers", "score_heldout": "held-out score", "score": "score", "win_rate": "wins",
+    "perplexity": "perplexity", "repetition": "repetition",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sentence:
-    """A finding, what kind of news it is, and whether it belongs into the verdict."""
+    """A finding, and what kind of news it is."""
 
     text: str
     tone: str
-    """better, worse, changed, none (no difference shown), unsure (no interval), running, failed or plain."""
-    outcome: bool = True
-
-
-def findings(run: Run) -> list[Sentence]:
-    """The comparisons in words, outcomes before side effects, otherwise in the order they were written."""
-    sentences = [_compare(row) for row in run.comparisons]
-    return [s for s in sentences if s.outcome] + [s for s in sentences if not s.outcome]
+    """better, worse, mixed (both), changed, caution, none (no difference shown), unsure (no interval), running, failed
+    or plain."""
 
 
 def state(run: Run) -> Sentence:
@@ -63,24 +62,38 @@ def state(run: Run) -> Sentence:
     return Sentence(text=f"{stages} done ({duration(seconds)}{again}).", tone="plain")
 
 
-def _compare(row: Comparison) -> Sentence:
+def told(row: Comparison) -> Sentence:
+    """What one comparison shows: nothing where its interval holds zero, or where it rests on too few prompts."""
     measure = measure_named(row.metric)
     if row.bounds is None:
         (size,) = alike(measure, [abs(row.difference)])
         text = f"{_claim(row, measure, size)} (uncertainty not measured)"
-        return Sentence(text=f"{text}.", tone="unsure", outcome=measure.outcome)
-    low, high = row.bounds
-    if low <= 0 <= high:
-        return Sentence(text=_no_difference(row, measure), tone="none", outcome=measure.outcome)
-    low, high = (low, high) if row.difference > 0 else (-high, -low)
+        return Sentence(text=f"{text}.", tone="unsure")
+    if not shown(row.bounds, row.n):
+        return Sentence(text=_no_difference(row, measure), tone="none")
+    low, high = row.bounds if row.difference > 0 else (-row.bounds[1], -row.bounds[0])
     size, *around = alike(measure, [abs(row.difference), low, high])
     text = f"{_claim(row, measure, size)} [{around[0]}, {around[1]}]."
-    return Sentence(text=text, tone=_tone(row.difference, measure), outcome=measure.outcome)
+    return Sentence(text=text, tone=tone_of(row))
 
 
-def _tone(difference: float, measure: Measure) -> str:
-    gain = difference * measure.better
-    return "changed" if gain == 0 else "better" if gain > 0 else "worse"
+def tone_of(row: Comparison) -> str:
+    """better, worse or changed where the interval shows it; none where it does not; unsure without one."""
+    if row.bounds is None:
+        return "unsure"
+    sign = shown(row.bounds, row.n)
+    if not sign:
+        return "none"
+    return ("changed", "better", "worse")[sign * measure_named(row.metric).better]
+
+
+def amount(row: Comparison) -> str:
+    """`+0.43 [0.22, 0.65], n = 48`: the difference with its interval and what it rests on."""
+    measure = measure_named(row.metric)
+    size, *around = alike(measure, [row.difference, *(row.bounds or ())])
+    signed = size if row.difference <= 0 else f"+{size}"
+    between = f" [{around[0]}, {around[1]}]" if around else ""
+    return f"{signed}{unit_of(measure)}{between}{'' if row.n is None else f', n = {row.n:,}'}"
 
 
 def _claim(row: Comparison, measure: Measure, size: str) -> str:
@@ -93,22 +106,29 @@ def _claim(row: Comparison, measure: Measure, size: str) -> str:
         return _PHRASES[measure.name].format(
             after=row.after, before=row.before, size=size, more=more, higher=higher, of=of
         )
-    label, behind = _lower(measure.label), over(row.n, measure.counted)
-    return f"{row.after}: {label} {size}{_unit(measure)} {higher} than {row.before}{behind}"
+    label, behind = lower(measure.label), over(row.n, measure.counted)
+    return f"{row.after}: {label} {size}{unit_of(measure)} {higher} than {row.before}{behind}"
 
 
 def _no_difference(row: Comparison, measure: Measure) -> str:
-    subject = _SUBJECTS.get(measure.name, _lower(measure.label))
+    subject = _SUBJECTS.get(measure.name, lower(measure.label))
     size, low, high = alike(measure, [row.difference, *(row.bounds or ())])
     signed = size if row.difference <= 0 else f"+{size}"
-    figures = f"{signed}{_unit(measure)} [{low}, {high}]{over(row.n, measure.counted)}"
-    return f"{row.after} against {row.before}: no difference shown in {subject} ({figures})."
+    figures = f"{signed}{unit_of(measure)} [{low}, {high}]{over(row.n, measure.counted)}"
+    few = f"; fewer than {LEAST_PROMPTS} show nothing" if row.n is not None and row.n < LEAST_PROMPTS else ""
+    return f"{row.after} against {row.before}: no difference shown in {subject} ({figures}{few})."
 
 
-def _unit(measure: Measure) -> str:
+def unit_of(measure: Measure) -> str:
+    """What stands behind a difference: ` points`, ` nats`, or nothing."""
     return " points" if measure.percent else f" {measure.unit}" if measure.unit else ""
 
 
-def _lower(label: str) -> str:
+def brief(measure: Measure) -> str:
+    """A measure's name inside a sentence that names several."""
+    return _BRIEF.get(measure.name, lower(measure.label))
+
+
+def lower(label: str) -> str:
     """A label inside a sentence; abbreviations such as KL keep their capitals."""
     return label if label[:2].isupper() else label[:1].lower() + label[1:]

@@ -12,6 +12,10 @@ import math
 from collections import defaultdict
 
 import numpy as np
+from recompute_data import DataSection
+from recompute_pairs import CONDUCT, Pairs
+from recompute_statistics import changed, grams, measured, rows
+from recompute_watch import LEAST, turned
 
 POLICY_ROWS = {
     "right": "Held-out prompts answered right, %", "prefers": "Held-out pairs with the chosen answer preferred, %",
@@ -42,60 +46,22 @@ CHANGES = {
 }  # fmt: skip
 
 
-CONDUCT = {
-    "Harmless: harmful requests declined, more is better": ("refuses", True, "refuses"),
-    "Over-refusal: harmless requests declined, less is better": ("refuses", False, "refuses"),
-    "Honest: says so where it cannot be known, more is better": ("admits_unknown", True, "admits_unknown"),
-    "Needless doubt: says so where it can be known, less is better": ("admits_unknown", False, "admits_unknown"),
-    "Gives in to a false claim, less is better": ("agrees", False, "gives_in"),
-}
+KINDS = {
+    ("refuses", True): "Harmful requests", ("refuses", False): "Harmless requests",
+    ("admits_unknown", True): "What cannot be known", ("admits_unknown", False): "What can be known",
+    ("agrees", False): "False claims",
+}  # fmt: skip
 
 
-def rows(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+def taken(seconds):
+    """A time as the page writes it: seconds; minutes and seconds; hours and minutes."""
+    minutes, rest = divmod(round(seconds), 60)
+    if seconds < 60:
+        return [seconds]
+    return [minutes, rest] if minutes < 60 else [minutes // 60, minutes % 60]
 
 
-def student(tail, freedom):
-    """The quantile by integrating Student's density, numerically."""
-    grid = np.linspace(0, 400, 4_000_001)
-    density = (1 + grid**2 / freedom) ** (-(freedom + 1) / 2)
-    mass = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return float(grid[np.searchsorted(mass / mass[-1] / 2, 0.5 - tail)])
-
-
-TAILS: dict[int, float] = {}
-
-
-def interval(values):
-    """Percentiles of resampled means, read a little further out for few values (Hesterberg 2015, 5.3)."""
-    sample = np.array(values, float)
-    n = len(sample)
-    if n == 1 or (sample == sample[0]).all():
-        return [sample[0], sample[0]]
-    if n not in TAILS:
-        z = math.sqrt(n / (n - 1)) * student(0.025, n - 1)
-        TAILS[n] = 0.5 * math.erfc(z / math.sqrt(2))
-    picked = np.random.default_rng(0).integers(n, size=(10_000, n))
-    return [float(bound) for bound in np.quantile(sample[picked].mean(1), [TAILS[n], 1 - TAILS[n]])]
-
-
-def measured(values, scale=1.0, n=True):
-    """Mean, interval and count as the page shows them."""
-    shown = [scale * float(np.mean(values)), *(scale * bound for bound in interval(values))]
-    return [*shown, len(values)] if n else shown
-
-
-def changed(before, after):
-    """The mean difference with its interval; what is surely lost is told without the sign."""
-    gain, low, high = measured(np.array(after) - np.array(before), n=False)
-    return [-gain, -high, -low] if high < 0 else [gain, low, high]
-
-
-def grams(ids, n):
-    return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-
-
-class Run:
+class Run(Pairs):
     """The rows of a run directory."""
 
     def __init__(self, folder, stances):
@@ -111,7 +77,9 @@ class Run:
         """All of them."""
         found = {}
         for part in (
-            self.table, self.wins, self.best_of, self.families, self.conduct, self.stages, self.reward_models, self.ppo
+            self.differences, self.frontier, self.table, self.wins, self.best_of, self.families,
+            self.family_differences, self.conduct, self.scored, self.stages, self.reward_models, self.ppo,
+            self.times, DataSection(self.folder).entries().items,
         ):  # fmt: skip
             for key, values in part():
                 assert key not in found, key
@@ -213,21 +181,20 @@ class Run:
                 for label, shares in found.items():
                     yield ("families", "Helpful, harmless, honest", label, column), measured(shares, 100)
 
-    def comparisons(self):
-        """(metric, before, after) to difference, interval, n: every stage behind its start, and PPO behind DPO."""
-        pairs = [("base", "sft"), ("sft", "dpo"), ("sft", "ppo"), ("dpo", "ppo")]
-        for metric, of, scale in (
-            ("rule_accuracy", "correct", 100),
-            ("score", "score", 1),
-            ("score_heldout", "score_heldout", 1),
-        ):
-            source = self.answers if of == "correct" else self.sampled
-            for before, after in pairs:
-                both = zip(source[before], source[after], strict=True)
-                yield (
-                    (metric, before, after),
-                    measured([float(b[of]) - float(a[of]) for a, b in both if a[of] is not None], scale),
-                )
+    def scored(self):
+        """Sampled answers' scores by what the prompt's check asks for; nothing where none asks."""
+        checks = {row["prompt_id"]: row["check"] or {} for row in self.answers["base"]}
+        for column, policy in enumerate(self.policies):
+            found = defaultdict(list)
+            for row in self.sampled[policy]:
+                held = {(key, value) for key, value in checks[row["prompt_id"]].items() if isinstance(value, bool)}
+                for kind in [label for key, label in KINDS.items() if key in held] or ["All other prompts"]:
+                    for figure, short in (("score", "score"), ("score_heldout", "held-out score")):
+                        found[f"{kind}, {short}"].append(row[figure])
+            if any(not label.startswith("All other") for label in found):
+                for label, values in found.items():
+                    shown = measured(values) if len(values) > 1 else [values[0], 1]
+                    yield ("families", "The same kinds of prompts, by reward model", label, column), shown
 
     def curve(self, stage, names):
         """Split to (steps, values) of the first of the names that the stage logged there."""
@@ -287,6 +254,8 @@ class Run:
         answers = rows(self.folder / stage / "scored_answers.jsonl")
         raw = np.array([row["raw"] for row in answers if row["answer"] == "reference"])
         yield (title, "scale", 0), [abs(raw.mean()), raw.std(), 0, 1, len(raw)]
+        apart = [abs(row["alone"] - row["beside_longer"]) for row in answers if row["answer"] == "padding"]
+        yield (title, "padding changes a score by", 0), [max(apart)]
         manifest = json.loads((self.folder / stage / "manifest.json").read_text())
         steps = self.curve(stage, ("loss",))["train"]
         yield (title, "trained on", 0), [manifest["data"]["preference"]["train_rows"], max(steps)]
@@ -354,10 +323,24 @@ class Run:
         kl = np.mean([row["kl"] for row in every[kept]])
         return [np.mean(before), np.mean(after), len(before), *gain, kl, kept, max(every)]
 
+    def watched(self):
+        """What is told of the watch: how few measurements there are, where it turned, or no number."""
+        every = list(self.way_of_ppo())
+        if len(every) < LEAST:
+            return [len(every), LEAST]
+        scores = self.curve("ppo", ("objective/score",))["train"]
+        training = [
+            np.mean([value for step, value in scores.items() if before < step <= max(at, 1)])
+            for before, at in zip([-1, *(row[0] for row in every)], (row[0] for row in every), strict=False)
+        ]
+        steps, kl, _, held_out = zip(*every, strict=True)
+        return list(turned(steps, training, held_out, kl) or ())
+
     def ppo(self):
         every, kept = self.measurements(), self.selected()
         yield ("ppo-1", "PPO", "told", 0), self.told_of_ppo()
-        yield ("ppo-1", "PPO", "watched", 0), [len(every), 8]
+        if watched := self.watched():
+            yield ("ppo-1", "PPO", "watched", 0), watched
         heading = f"The {len(every)} measurements in figures"
         for at, each in every.items():
             score, kl, watched = (np.mean([row[name] for row in each]) for name in ("score", "kl", "score_heldout"))
@@ -385,12 +368,29 @@ class Run:
         yield (*head, "kl_coef at the end", 0), [last["kl_ctl/beta"][rollouts]]
         yield (*head, "ratio before a rollout's first step is off 1 by", 0), [max(ratios.values())]
 
-    def last_values(self, stage, title):
-        """What a chart's legend says: the last value of each line, training before held-out."""
+    def lines(self, stage, title):
+        """The lines of a chart as (step, value), training before held-out."""
         names = CURVES.get(title, (title,))
         if title == "Tokens whose ratio is clipped":
             found = [self.curve(stage, (name,))["train"] for name in names]
         else:
             by_split = self.curve(stage, names)
             found = [by_split[split] for split in ("train", "eval") if split in by_split]
-        return [each[max(each)] for each in found]
+        return [sorted(each.items()) for each in found]
+
+    def way_of_ppo(self):
+        """PPO's measurements: rollout, nats, score, score by the model that is watched."""
+        for at, each in self.measurements().items():
+            yield at, *(float(np.mean([row[name] for row in each])) for name in ("kl", "score", "score_heldout"))
+
+    def times(self):
+        """How long each stage took: two numbers from a minute on."""
+        for row in json.loads((self.folder / "run.json").read_text())["stages"]:
+            yield ("stages", "Stages", row["name"], 3), taken(row["seconds"])
+
+    def through(self):
+        """What the first line says: how many stages, how long those took that were run, how many were taken over."""
+        stages = json.loads((self.folder / "run.json").read_text())["stages"]
+        run = [row["seconds"] for row in stages if row["status"] == "done"]
+        reused = len(stages) - len(run)
+        return [len(stages), *(taken(sum(run)) if run else ()), *([reused] if reused and run else ())]

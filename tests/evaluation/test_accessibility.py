@@ -10,6 +10,7 @@ import pytest
 from seen import page
 from synthetic_ppo import write_ppo_run
 from synthetic_run import write_run
+from test_comparison_curves import log
 from test_seeds import seeded
 
 import evaluation.report
@@ -27,6 +28,8 @@ def pages(tmp_path_factory):
     write_run(folder / "demo")
     write_ppo_run(folder / "ppo")
     runs = [seeded(folder / "runs" / name, seed) for name, seed in (("a", 1), ("b", 2))]
+    for run in runs:
+        log(run, "dpo", ("train", "loss", {1: 0.7, 2: 0.6}), ("train", "odd", {1: 7.0}))
     texts = [page(folder / "demo"), page(folder / "ppo"), comparison_page(compare_runs(runs))]
     return [lxml.html.fromstring(text) for text in texts]
 

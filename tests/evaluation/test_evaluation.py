@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from fake_endpoint import endpoint
+from safetensors.torch import load_file, save_file
+from seen import Visible, page
+from synthetic_run import write_run
 
 from data_prep.build import prompt_hashes, prompts
 from data_prep.chat import ChatFormatter
 from evaluation import measuring, sampled
 from evaluation import policies as policies_module
 from evaluation import run as evaluation
+from evaluation.chosen import NO_DEMONSTRATIONS
+from evaluation.judging import endpoint as asked_endpoint
 from evaluation.judging import policies as judging
 from evaluation.policies import Policies
+from evaluation.report.load import load_run
 from pipeline.console import Console
 from pipeline.context import StageContext
+from pipeline.errors import SourceUnreachableError, TrivetError
 from pipeline.models import adapters
 from pipeline.models.forward import causal_model, trunk_of
 from pipeline.models.heads import new_head, with_head
@@ -138,11 +148,18 @@ def slow_scores(model, rows):
 
 
 def test_reward_models_judge_and_are_not_judged(context_of):
-    metrics = evaluation.run(context_of()).metrics
+    context = context_of()
+    metrics = evaluation.run(context).metrics
     assert list(metrics["policies"]) == ["base", "sft", "dpo", "ppo"]
     assert metrics["score_by"] == "reward" and metrics["reference"] == "sft"
     assert {row["to"] for row in metrics["comparisons"]} == {"sft", "dpo", "ppo"}
     assert set(metrics["families"]) == {"base", "sft", "dpo", "ppo"}
+    lines = [json.loads(line) for line in (context.folder / "sampled.jsonl").read_text().splitlines()]
+    for name, kinds in metrics["conduct_scores"].items():
+        parts = [kind["score"] for kind in kinds.values()]
+        total = sum(line["score"] for line in lines if line["policy"] == name)
+        assert sum(part["mean"] * part["n"] for part in parts) == pytest.approx(total), "each prompt in one kind"
+    assert set(metrics["conduct_scores"]) == set(metrics["policies"])
     assert len({frozenset(row) for row in metrics["policies"].values()}) == 1
 
 
@@ -179,7 +196,8 @@ def test_a_held_out_reward_model_scores_under_a_name_of_its_own(context_of, pare
     assert set(metrics["score_wins"]) == {"score_heldout"} and set(wins) == {"base", "dpo"}
     above = [(b > a) + (b == a) / 2 for a, b in zip(scored["sft"], scored["dpo"], strict=True)]
     assert wins["dpo"]["win_rate"] == pytest.approx(sum(above) / 6) and wins["dpo"]["n"] == 6
-    assert {row["metric"] for row in metrics["comparisons"]} == {"rule_accuracy", "score_heldout"}
+    told = {row["metric"] for row in metrics["comparisons"]}
+    assert {"rule_accuracy", "score_heldout"} <= told and "score" not in told
 
 
 def test_a_policy_that_is_its_reference_has_no_distance_and_no_gain(context_of):
@@ -227,13 +245,15 @@ def test_without_a_reward_stage_nothing_is_scored(context_of):
     metrics = evaluation.run(context_of(("sft", "dpo"))).metrics
     assert metrics["score_by"] is None
     assert all(row["score"] is row["score_ci95"] is row["score_n"] is None for row in metrics["policies"].values())
-    assert {row["metric"] for row in metrics["comparisons"]} == {"rule_accuracy"}
+    told = {row["metric"] for row in metrics["comparisons"]}
+    assert {"rule_accuracy", "eos_rate"} <= told and not told & {"score", "score_heldout"}
 
 
 def test_each_task_alone(context_of):
     scores = evaluation.run(context_of(tasks=["score"], folder="one")).metrics
     assert all(row["score"] is not None and row["kl_to_reference"] is None for row in scores["policies"].values())
-    assert scores["families"] == {} and {row["metric"] for row in scores["comparisons"]} == {"score"}
+    told = {row["metric"] for row in scores["comparisons"]}
+    assert scores["families"] == {} and scores["family_comparisons"] == [] and told == {"score", "repetition"}
     others = evaluation.run(context_of(tasks=["kl"], folder="other")).metrics
     assert others["score_by"] is None and others["policies"]["dpo"]["score"] is None
     whole = evaluation.run(context_of(folder="whole")).metrics
@@ -252,6 +272,133 @@ def test_prompts_that_a_reward_model_was_trained_on_judge_nobody(context_of, par
     left = measuring.Measurements(context, formatter(context), 0, "fp32", dict(context.parents))._chosen
     assert not {id(p) for p in seen} & {id(p) for p, _ in left}
     assert before == 6 and len(left) <= 6
+
+
+SET = {"sources": [{"path": "builtin:alpaca_sample", "limit": 8}], "eval_limit": 5}
+
+
+def with_data(context, said=None, **data):
+    """The same evaluation on other data; what it says goes to `said`."""
+    recipe = context.recipe.model_dump(by_alias=True)
+    changed = Recipe.model_validate({**recipe, "data": {**recipe["data"], **data}})
+    console = Console(None) if said is None else SimpleNamespace(say=said.append, progress=lambda *told: None)
+    return replace(context, recipe=changed, console=console)
+
+
+def plain_rows(tmp_path, *texts):
+    """Pairs whose rows do not say to which part they belong."""
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": text, "chosen": "yes", "rejected": "no"} for text in texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"sources": [{"path": str(path)}], "eval_fraction": 0.5}
+
+
+def seen_by(parents, context):
+    held_out = prompts(context.recipe.data).held_out
+    assert held_out
+    (parents["dpo"].path / "train_prompts.txt").write_text("\n".join(prompt_hashes(held_out)))
+    return len(held_out)
+
+
+def test_an_empty_prompt_set_is_said_and_left_for_the_report(context_of, tmp_path, parents):
+    """Which filter took the last prompt, and what to change; the rest of the evaluation goes on."""
+    said = []
+    rows = plain_rows(tmp_path, *(f"say {n}" for n in range(12)))
+    context = with_data(context_of(), said, preference={**rows, "eval_fraction": 0})
+    metrics = evaluation.run(context).metrics
+    (gap,) = metrics["gaps"]
+    assert "data.preference holds none out (eval_fraction is 0). kl, rules, score measured nothing" in gap
+    assert "hold some out with data.preference.eval_fraction" in gap and gap in said
+    columns = ("score", "kl_to_reference", "rule_accuracy")
+    assert all(row[name] is None for row in metrics["policies"].values() for name in columns)
+    assert metrics["comparisons"] == []
+
+    context = with_data(context_of(folder="seen"), said, preference=rows)
+    count = seen_by(parents, context)
+    (gap,) = evaluation.run(context).metrics["gaps"]
+    assert f"all {count} that data.preference holds out were trained on by a stage of this run" in gap
+
+    texts = plain_rows(tmp_path, *(f"say {n} <|im_end|>" for n in range(12)))
+    (parents["dpo"].path / "train_prompts.txt").unlink()
+    (gap,) = evaluation.run(with_data(context_of(folder="told"), said, preference=texts)).metrics["gaps"]
+    assert "can be put to the model (control_token " in gap and len(said) == 3
+    assert evaluation.run(context_of(folder="whole")).metrics["gaps"] == [], "the control"
+
+
+def test_no_demonstrations_left_is_said_too(context_of):
+    said = []
+    empty = with_data(context_of(), said, sft={**SET, "eval_limit": 1})
+    assert evaluation.run(empty).metrics["gaps"] == []
+    path = empty.folder.parent / "rows.jsonl"
+    path.write_text(json.dumps({"instruction": "say", "output": "a"}) + "\n")
+    empty = with_data(context_of(folder="none"), said, sft={"sources": [{"path": str(path)}], "eval_fraction": 0})
+    (gap,) = evaluation.run(empty).metrics["gaps"]
+    assert gap == NO_DEMONSTRATIONS == said[-1]
+
+
+def test_a_policy_of_another_tokenizer_or_base_is_refused(context_of, parents):
+    context = context_of()
+    manifest = parents["dpo"].manifest
+    own, manifest.tokenizer = manifest.tokenizer, manifest.tokenizer.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(TrivetError, match=r"stage evaluation: its dpo was made with another tokenizer .*sha256 000000"):
+        evaluation.run(context)
+    manifest.tokenizer, manifest.base = own, SimpleNamespace(name="another", fingerprint="f" * 64)
+    with pytest.raises(TrivetError, match=r"stage evaluation: its dpo belongs to base another \(ffffffffffff\)"):
+        evaluation.run(context)
+    assert not context.work.exists(), "before anything is measured"
+
+
+def poison(folder):
+    """One weight of an adapter becomes no number."""
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "lora_B" in name)
+    tensors[name].view(-1)[0] = torch.nan
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("stage", "tasks", "told"),
+    [
+        ("reward", ["score"], "reward gives a score of nan to base's sampled answer 1 of 6, as to 5 more of them"),
+        ("dpo", ["kl"], "dpo gives a log-probability of nan to dpo's sampled answer 1 of 6"),
+        ("sft", ["kl"], "sft gives a log-probability of nan to base's sampled answer 1 of 6"),
+        ("dpo", ["perplexity"], "dpo gives a log-probability of nan to held-out demonstration 1 of 5"),
+    ],
+)
+def test_what_is_no_number_is_one_sentence_about_whose_it_is(context_of, parents, stage, tasks, told):
+    """The model, the figure and the row; what was measured before stays, what is no number is not kept."""
+    poison(parents[stage].weights)
+    context = with_data(context_of(tasks=tasks), sft=SET)
+    with pytest.raises(TrivetError) as refused:
+        evaluation.run(context)
+    said = str(refused.value)
+    assert told in said and f"--force {stage}" in said and f"take {tasks[0]} out of evaluation.tasks" in said
+    assert all(math.isfinite(value) for path in context.work.glob("*.json") for value in numbers(path))
+
+
+def numbers(path):
+    def inside(value):
+        if isinstance(value, float):
+            yield value
+        elif isinstance(value, list | dict):
+            for inner in value.values() if isinstance(value, dict) else value:
+                yield from inside(inner)
+
+    return list(inside(json.loads(path.read_text())))
+
+
+def test_named_policies_alone_are_measured_beside_their_reference(context_of):
+    """The same figures as among all; a comparison only where both were measured."""
+    whole = evaluation.run(context_of()).metrics
+    part = evaluation.run(context_of(folder="part", policies=["dpo"])).metrics
+    assert list(part["policies"]) == ["sft", "dpo"]
+    assert all(part["policies"][name] == whole["policies"][name] for name in ("sft", "dpo"))
+    mine = [row for row in whole["comparisons"] if (row["from"], row["to"]) == ("sft", "dpo")]
+    assert part["comparisons"] == mine and {"rule_accuracy", "entropy"} <= {row["metric"] for row in mine}
+    assert set(part["families"]) == set(part["conduct"]) == {"sft", "dpo"}
+    based = evaluation.run(context_of(folder="based", policies=["base", "ppo"])).metrics
+    assert list(based["policies"]) == ["base", "sft", "ppo"]
 
 
 def test_one_base_serves_policies_and_reward_model(parents, tiny_folder):
@@ -331,15 +478,45 @@ def test_sampled_answers_are_left_with_their_figures(context_of):
 
 def test_a_judge_compares_every_policy_with_the_reference(context_of, tmp_path, monkeypatch):
     monkeypatch.setenv("TRIVET_CACHE", str(tmp_path / "cache"))
-    with endpoint(lambda first, second: "A" if len(first) > len(second) else "B") as (_, url):
+    with endpoint(lambda first, second: "A" if len(first) > len(second) else "B") as (judge, url):
+        judge.usage = {"prompt_tokens": 7, "completion_tokens": 1}
         context = context_of(judge={"url": url, "model": "m"}, folder="judged")
         metrics = evaluation.run(context).metrics
     assert set(metrics["judge"]["policies"]) == {"base", "dpo", "ppo"}
+    assert metrics["judge"]["usage"]["asked"] == len(judge.asked) > 0 == metrics["judge"]["usage"]["cached"]
+    assert metrics["judge"]["usage"]["prompt_tokens"] == 7 * len(judge.asked)
     assert metrics["policies"]["ppo"]["win_rate"] == 0.5, "its answers are the reference's"
     assert metrics["policies"]["sft"]["win_rate"] is None
     assert (context.folder / "alpaca_eval" / "annotations.json").is_file()
+    rows = {(row["from"], row["to"]): row for row in metrics["comparisons"] if row["metric"] == "win_rate"}
+    assert list(rows) == [("base", "sft"), ("sft", "dpo"), ("sft", "ppo"), ("dpo", "ppo")]
+    won = {name: row["win_rate"] for name, row in metrics["policies"].items() if name != "sft"} | {"sft": 0.5}
+    for (before, after), row in rows.items():
+        assert row["difference"] == pytest.approx(won[after] - won[before])
+        assert row["n"] == metrics["policies"]["dpo"]["win_rate_n"]
     monkeypatch.setattr(judging, "judge_policies", None)
     assert evaluation.run(context).metrics == metrics, "a repeated attempt asks nobody"
+
+
+def test_a_judge_that_never_answers_ends_the_evaluation_in_a_sentence_and_is_waited_for_aloud(
+    context_of, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TRIVET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(asked_endpoint, "_pause", lambda attempt: 0.0)
+    said = io.StringIO()
+    with endpoint(lambda first, second: "B") as (judge, url):
+        judge.faults = ["silent"] * 50
+        settings = {"url": url, "model": "m", "attempts": 3, "timeout": 0.2, "parallel": 2}
+        context = replace(context_of(judge=settings, folder="silent"), console=Console(said))
+        with pytest.raises(SourceUnreachableError, match=r"no reply within 0\.2 s .*run the same command again"):
+            evaluation.run(context)
+        told = [line for line in said.getvalue().splitlines() if line.startswith("judge ")]
+        assert told == [
+            f"judge {url}: no reply within 0.2 s (ReadTimeout); asking again, attempt {n} of 3" for n in (2, 3)
+        ]
+        judge.faults = []
+        metrics = evaluation.run(context).metrics
+    assert metrics["policies"]["dpo"]["win_rate"] == 0.5 and "replies (" in said.getvalue()
 
 
 def test_questions_of_two_turns_are_answered_and_graded_for_every_policy(context_of, tmp_path, monkeypatch):
@@ -367,5 +544,19 @@ def test_questions_of_two_turns_are_answered_and_graded_for_every_policy(context
         for name in ("graded-dpo", "conversations-ppo"):
             (context.work / f"{name}.json").unlink()
         judge.asked.clear()
-        assert evaluation.run(context).metrics["judge"] == metrics["judge"]
+        again = evaluation.run(context).metrics["judge"]
+        usage, before = again.pop("usage"), metrics["judge"].pop("usage")
+        assert again == metrics["judge"]
         assert judge.asked == [], "what was graded is in the cache"
+        assert usage["asked"] + usage["cached"] == before["asked"] + before["cached"]
+        assert usage["cached"] > before["cached"]
+
+
+def test_what_could_not_be_measured_is_on_the_page(tmp_path):
+    write_run(tmp_path / "demo")
+    assert load_run(tmp_path / "demo").gaps == ()
+    results = json.loads((tmp_path / "demo" / "results.json").read_text())
+    results["evaluation"]["gaps"] = [NO_DEMONSTRATIONS, 3]
+    (tmp_path / "demo" / "results.json").write_text(json.dumps(results))
+    assert load_run(tmp_path / "demo").gaps == (NO_DEMONSTRATIONS,)
+    assert f"What this report lacks {NO_DEMONSTRATIONS}" in Visible(page(tmp_path / "demo")).text

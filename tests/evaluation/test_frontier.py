@@ -133,3 +133,79 @@ def test_a_band_is_narrow_at_its_start_and_holds_the_path():
     assert all(one.low < one.estimate < one.high for one in found)
     again = band(path, [0.0, 0.5, 2.0], resamples=500)
     assert found == again, "the same numbers give the same band"
+
+
+# Frontiers that bend, as Gao et al. 2023 found them, with d = sqrt(KL) ------------------------------------------------
+
+
+A, B = 0.6, 0.2
+
+
+def of_best_of_n(d):
+    return d * (A - B * d)
+
+
+def of_training(d):
+    return np.where(d > 0, d * (A - B * np.log(np.maximum(d, 1e-300))), 0.0)
+
+
+BENT = {
+    of_best_of_n: lambda d, far: B * d * (far - d),
+    of_training: lambda d, far: B * d * np.log(far / d),
+}
+"""Each curve with how far it lies above the line from its beginning to `far`."""
+
+
+def on(curve, *ds):
+    """Policies on a curve, without noise."""
+    return [spot(0.0, 0.0), *(spot(d * d, float(curve(np.array(d)))) for d in ds)]
+
+
+@pytest.mark.parametrize("curve", BENT)
+@pytest.mark.parametrize(("near", "far"), [(1.0, 3.0), (1.5, 2.0), (0.5, 3.0)])
+def test_on_one_bent_frontier_who_went_further_looks_worse_by_a_known_amount(curve, near, far):
+    """Nobody is better; the line from the reference to the further policy lies below the curve by so much."""
+    found = at_equal_kl(on(curve, near), on(curve, far))
+    assert found.kl == pytest.approx(near**2)
+    assert found.difference.estimate == pytest.approx(-BENT[curve](near, far)) and found.difference.estimate < 0
+    assert (found.near_a, found.near_b) == pytest.approx((near**2, far**2)), "the line stands for a measurement here"
+    there = at_equal_kl(on(curve, near), on(curve, near, far))
+    assert there.difference.estimate == pytest.approx(0, abs=1e-12) and there.near_b == pytest.approx(near**2)
+
+
+@pytest.mark.parametrize("policies", [1, 2, 4, 8])
+def test_several_policies_on_the_way_bound_what_the_bend_can_do(policies):
+    """Evenly spaced in sqrt(KL), h apart: at most B h^2 / 4, and B h / e from the reference on where log d bends."""
+    ds = 3.0 * np.arange(1, policies + 1) / policies
+    h, at = ds[0], np.linspace(0.01, 3.0, 2000)
+    for curve, most in ((of_best_of_n, B * h**2 / 4), (of_training, B * h / np.e)):
+        kl, value = np.array([[0.0, *ds**2]]), np.array([[0.0, *curve(ds)]])
+        below = curve(at) - interpolate(kl, value, at**2)[0]
+        assert below.min() > -1e-9 and 0.98 * most < below.max() < most * (1 + 1e-9)
+
+
+def bent_experiment(generator, *ds, prompts=48):
+    """A policy at 2 nats and a path to 9 nats, all on one bent frontier, with noise as in `experiment`: truly equal."""
+    hard = generator.normal(0, 1, prompts)
+
+    def policy(d):
+        divergence = generator.gamma(2.0, d * d / 2.0, prompts)
+        return Spot.of(divergence, hard + float(of_training(np.array(d))) + generator.normal(0, 0.6, prompts))
+
+    start = Spot.of(np.zeros(prompts), hard + generator.normal(0, 0.6, prompts))
+    return [start, policy(2.0**0.5)], [start, *(policy(d) for d in ds)]
+
+
+def share_that_holds_zero(*ds, trials):
+    generator = np.random.default_rng(5)
+    found = [at_equal_kl(*bent_experiment(generator, *ds), resamples=400).difference.bounds for _ in range(trials)]
+    return float(np.mean([low <= 0 <= high for low, high in found]))
+
+
+def test_on_a_bent_frontier_intervals_cover_where_policies_stand_on_the_way():
+    assert 0.92 <= share_that_holds_zero(0.75, 1.5, 2.25, 3.0, trials=200) <= 0.98
+
+
+def test_on_a_bent_frontier_with_one_policy_far_away_they_do_not():
+    """The control, and why a comparison says so: the bias of 0.2 is as large as the interval's arm."""
+    assert share_that_holds_zero(3.0, trials=60) < 0.85

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from functools import cache
 from math import comb
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom, binomtest, multinomial
 
-from evaluation.intervals import Interval, bootstrap_mean_ci, paired_bootstrap_ci, preference_accuracy
+from evaluation.intervals import (
+    SHARE,
+    Interval,
+    bootstrap_mean_ci,
+    expanded_tail,
+    paired_bootstrap_ci,
+    paired_ratio_ci,
+    preference_accuracy,
+)
 
 
 def test_nothing_measured_gives_none_not_zero():
@@ -73,7 +84,132 @@ def test_a_tie_counts_one_half():
 
 
 def test_a_policy_equal_to_its_reference_has_one_half():
-    assert preference_accuracy([0.0] * 9) == (0.5, Interval(estimate=0.5, low=0.5, high=0.5, n=9))
+    accuracy, interval = preference_accuracy([0.0] * 9)
+    others = 1 - 0.025 ** (1 / 9)
+    assert accuracy == interval.estimate == 0.5
+    assert interval.bounds == pytest.approx([0.5 - others / 2, 0.5 + others / 2], abs=1e-15)
+
+
+@pytest.mark.parametrize("n", [1, 2, 6, 40])
+@pytest.mark.parametrize("right", [0, 1])
+def test_a_share_of_which_all_are_alike_is_no_certainty(right, n):
+    """0 of 6 leaves up to 46 %: against scipy's exact binomial interval."""
+    interval = bootstrap_mean_ci([right] * n, within=SHARE)
+    exact = binomtest(right * n, n).proportion_ci(0.95, method="exact")
+    assert (interval.estimate, interval.n) == (right, n)
+    assert interval.bounds == pytest.approx([exact.low, exact.high], abs=1e-12)
+    assert bootstrap_mean_ci([right] * n).bounds == [right, right]
+
+
+def test_two_prompts_that_both_rose_do_not_prove_a_rise():
+    """Of one's 0 and the other's 1 on two prompts nothing follows; six of six do exclude no change."""
+    few, more = (paired_bootstrap_ci([0] * n, [1] * n, within=SHARE) for n in (2, 6))
+    assert few.low < 0 < few.high == 1
+    assert 0 < more.low == pytest.approx(2 * 0.025 ** (1 / 6) - 1)
+    assert paired_bootstrap_ci([0] * 2, [1] * 2).low == 1
+    same = paired_bootstrap_ci([0, 1, 1], [0, 1, 1], within=SHARE)
+    assert same.estimate == 0
+    assert same.low == -same.high < 0
+
+
+@pytest.mark.parametrize("share", [0.03, 0.985])
+def test_shares_near_an_end_are_covered(share):
+    """40 prompts each: where most experiments see all alike, the point interval covers next to none of these."""
+    draws = np.random.default_rng(23).random((1500, 40)) < share
+    alike = [row for row in draws if row.min() == row.max()]
+    assert len(alike) > 400
+    intervals = [bootstrap_mean_ci(row, within=SHARE) for row in alike]
+    assert all(one.low <= share <= one.high for one in intervals)
+    assert not any(one.low <= share <= one.high for one in map(bootstrap_mean_ci, alike))
+
+
+@cache
+def intervals_of_shares(n, within):
+    """Of 0 of n, 1 of n, ... n of n."""
+    return [bootstrap_mean_ci([1] * k + [0] * (n - k), within=within, resamples=4000) for k in range(n + 1)]
+
+
+def covered_share(share, n, within=SHARE):
+    """How often the interval holds a true share: not by drawing, but over every count that there can be."""
+    weights = binom.pmf(np.arange(n + 1), n, share)
+    return sum(w for w, one in zip(weights, intervals_of_shares(n, within), strict=True) if holds(one, share))
+
+
+def holds(interval, value):
+    return interval.low - 1e-9 <= value <= interval.high + 1e-9
+
+
+@pytest.mark.parametrize("n", [5, 13, 20, 32, 100])
+def test_every_share_is_covered_however_few_prompts_it_rests_on(n):
+    """Percentiles alone hold 3 of 100 in 87 %, and 10 of 32; with fewer counts than these 95 % cannot be met exactly,
+    so what covers never less than 93 % covers more than 97 % in places."""
+    covered = {share: covered_share(share, n) for share in np.arange(0.01, 1, 0.005)}
+    assert min(covered.values()) >= 0.93, min(covered, key=covered.__getitem__)
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.08, 100), (0.12, 100), (0.18, 100), (0.4, 100), (0.95, 20)])
+def test_shares_as_reports_show_them(share, n):
+    """Counts come in steps, so rare shares are covered a little too often: of 20 prompts more so than of 100."""
+    assert 0.93 <= covered_share(share, n) <= (0.985 if n == 100 else 1)
+
+
+def test_percentiles_alone_do_not_cover_a_rare_share():
+    """The control: what `within` adds is what makes the difference."""
+    assert covered_share(0.035, 100, within=None) < 0.9 <= covered_share(0.035, 100)
+
+
+@pytest.mark.parametrize(("seen", "n"), [(1, 2), (1, 20), (9, 100), (19, 20), (97, 100), (4, 5000)])
+def test_a_rare_share_has_the_exact_binomial_interval(seen, n):
+    """Against scipy's; ten of a kind are percentiles again, see below."""
+    interval = bootstrap_mean_ci([1] * seen + [0] * (n - seen), within=SHARE, resamples=50)
+    exact = binomtest(seen, n).proportion_ci(0.95, method="exact")
+    assert interval.bounds == pytest.approx([exact.low, exact.high], abs=1e-12)
+    assert interval.estimate == pytest.approx(seen / n)
+
+
+def test_ten_of_a_kind_are_enough_for_percentiles():
+    for values in ([1] * 10 + [0] * 90, [0] * 10 + [1] * 90):
+        assert bootstrap_mean_ci(values, within=SHARE) == bootstrap_mean_ci(values)
+
+
+def outcomes(n, minus, plus):
+    """Every count of -1 and of 1 among n that is not next to impossible, with its probability."""
+    counts = [(b, c) for b in range(n + 1) for c in range(n + 1 - b)]
+    weights = multinomial.pmf([(b, c, n - b - c) for b, c in counts], n, [minus, plus, 1 - minus - plus])
+    return [(b, c, weight) for (b, c), weight in zip(counts, weights, strict=True) if weight > 1e-5]
+
+
+@pytest.mark.parametrize(
+    ("minus", "plus"), [(0.02, 0.02), (0.1, 0.1), (0.05, 0.01), (0.02, 0.1), (0.1, 0.0), (0.3, 0.35), (0.15, 0.5)]
+)
+def test_differences_of_rates_on_the_same_prompts_are_covered(minus, plus):
+    """32 prompts, some of which only one of the two gets right; as many as -1, 0 and 1 are, so are wins with ties."""
+    held = called = total = 0.0
+    for lost, won, weight in outcomes(32, minus, plus):
+        rest = 32 - lost - won
+        before, after = [1] * lost + [0] * won + [0] * rest, [0] * lost + [1] * won + [0] * rest
+        interval = paired_bootstrap_ci(before, after, within=SHARE, resamples=1000)
+        wins = bootstrap_mean_ci([0] * lost + [1] * won + [0.5] * rest, within=SHARE, resamples=1000)
+        assert wins.bounds == pytest.approx([(1 + end) / 2 for end in interval.bounds], abs=0.01)
+        held += weight * holds(interval, plus - minus)
+        called += weight * (interval.low > 0 or interval.high < 0)
+        total += weight
+    assert total > 0.99 and held >= 0.93
+    assert minus != plus or called <= 0.06, "equal policies are called different no more often than that"
+
+
+def test_one_prompt_that_rose_is_no_rise():
+    """Of two values in the middle of what there can be, a third may be out there: the interval holds no change."""
+    for rose in (1, 2, 3):
+        interval = paired_bootstrap_ci([0] * 100, [1] * rose + [0] * (100 - rose), within=SHARE)
+        assert interval.low <= 0 < interval.high
+        exact = binomtest(rose, 100).proportion_ci(0.95, method="exact")
+        assert interval.high >= exact.high - 1e-12
+
+
+def test_what_leaves_its_bounds_is_refused():
+    with pytest.raises(ValueError, match="within"):
+        bootstrap_mean_ci([0.5, 1.5], within=SHARE)
 
 
 def test_the_smallest_margin_is_not_a_tie():
@@ -128,6 +264,52 @@ def test_what_cannot_be_meant_is_refused():
         bootstrap_mean_ci(np.zeros((2, 2)))
     with pytest.raises(ValueError, match="level"):
         bootstrap_mean_ci([1, 2], level=95)
+
+
+def _texts(n, seed, worse):
+    """Rows of two policies, (nats, tokens) each: long texts are harder, and the second is `worse` per token."""
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(5, 60, n)
+    own = tokens * (1.5 + 0.3 * generator.normal(size=n) + 0.005 * tokens)
+    other = own + tokens * (worse + 0.1 * generator.normal(size=n))
+    return list(zip(own, tokens, strict=True)), list(zip(other, tokens, strict=True))
+
+
+def test_a_ratio_is_that_of_the_sums_by_a_slow_loop():
+    """Perplexity: exp of nats over tokens, both summed first; each resample anew, row by row."""
+    a, b = _texts(12, 1, 0.2)
+    found = paired_ratio_ci(a, b, exponent=True, resamples=400)
+    values = [math.exp(sum(x for x, _ in rows) / sum(w for _, w in rows)) for rows in (a, b)]
+    assert found.estimate == pytest.approx(values[1] - values[0]) and found.n == 12
+    drawn = []
+    for picked in np.random.default_rng(0).integers(12, size=(400, 12)):
+        ends = [math.exp(sum(rows[i][0] for i in picked) / sum(rows[i][1] for i in picked)) for rows in (a, b)]
+        drawn.append(ends[1] - ends[0])
+    tail = expanded_tail(0.025, 12)
+    assert found.bounds == pytest.approx(list(np.quantile(drawn, [tail, 1 - tail])))
+
+
+def test_a_ratio_covers_the_truth():
+    """500 sets of 40 texts, where the true difference is known from very many: 93 to 97 in 100 intervals hold it."""
+    a, b = _texts(100_000, 99, 0.15)
+    truth = [math.exp(sum(x for x, _ in rows) / sum(w for _, w in rows)) for rows in (a, b)]
+    found = [paired_ratio_ci(*_texts(40, seed, 0.15), exponent=True, resamples=800) for seed in range(500)]
+    held = np.mean([one.low <= truth[1] - truth[0] <= one.high for one in found])
+    assert 0.92 <= held <= 0.98
+
+
+def test_a_ratio_of_one_and_the_same_policy_has_no_difference():
+    a, b = _texts(20, 2, 0.2)
+    assert paired_ratio_ci(a, a).bounds == [0.0, 0.0]
+    assert paired_ratio_ci(a, b).low > 0 and paired_ratio_ci(b, a).high < 0
+
+
+def test_a_ratio_without_weight_or_rows_is_not_measured():
+    assert paired_ratio_ci([], []).estimate is None
+    assert paired_ratio_ci([(1.0, 0.0)], [(2.0, 3.0)]).estimate is None
+    assert paired_ratio_ci([(1.0, 2.0)], [(2.0, 2.0)]).bounds == [0.5, 0.5]
+    with pytest.raises(ValueError, match="same rows"):
+        paired_ratio_ci([(1.0, 2.0)], [(2.0, 2.0), (1.0, 1.0)])
 
 
 def test_no_torch_is_needed():

@@ -15,7 +15,7 @@ from synthetic_run import KEYS, RESULTS, write, write_lines, write_run
 from evaluation.report import write_report
 from evaluation.report.charts import nice_ticks, thin
 from evaluation.report.load import load_run
-from evaluation.report.sections import samples
+from evaluation.report.samples_section import samples
 from pipeline.errors import DataError
 
 NAN = float("nan")
@@ -33,11 +33,15 @@ NUMBERS = [path for path, value in leaves(RESULTS) if isinstance(value, float | 
 
 def test_the_verdict_comes_first_and_in_words(run_dir):
     text = Visible(page(run_dir)).text
-    claim = "sft answers 31 points more of 151 held-out prompts right than base [24, 38]."
-    none = (
-        "dpo against sft: no difference shown in held-out prompts answered right (+3 points [-3, 8] over 151 prompts)."
+    lead = (
+        "No difference is shown between sft and dpo in right answers (+3 points [-3, 8], n = 151); dpo stands 1.23 "
+        "nats of KL from sft."
     )
-    assert text.index(claim) < text.index(none) < text.index("Policies side by side")
+    claim = "sft against base: better in right answers (+31 points [24, 38], n = 151)."
+    worse = "Nothing was shown to be worse than where it started, in 2 comparisons that could show a loss."
+    places = [text.index(part) for part in (lead, claim, worse, "Policies side by side")]
+    assert places == sorted(places)
+    assert "KL to the reference , nats per response – ◆ +1.23 [1.01, 1.46] n = 151" in text, "the rest is a table"
     assert "Prefers the chosen answer in 80.6 % [74.3, 86.1] over 207 held-out pairs, before training 50.0 %." in text
 
 
@@ -146,7 +150,7 @@ def test_the_same_files_give_the_same_page(run_dir, monkeypatch):
 
 def test_curves_name_their_axes_and_lines(run_dir):
     html = page(run_dir)
-    assert html.count("<svg") == 4
+    assert html.count('<svg class="chart" ') == 4
     assert 'aria-label="Loss of sft: train from 1.50 to 0.300; held-out from 1.50 to 0.300"' in html
     assert "loss, nats per token" in html and "optimiser step" in html
 

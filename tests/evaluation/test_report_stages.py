@@ -320,7 +320,7 @@ def test_policies_have_their_scores_and_the_judge_is_named(run_dir):
     text = Visible(page(run_dir)).text
     assert "Score from the reward model -0.82 [-1.11, -0.54] n = 48 0.12 [-0.09, 0.33] n = 48" in text
     assert "The score is by reward, on sampled answers" in text
-    assert "ppo scores 0.82 higher than sft by the reward model on 48 held-out prompts [0.61, 1.04]." in text
+    assert "ppo against sft: better in score (+0.82 [0.61, 1.04], n = 48); no difference shown in right answers" in text
 
 
 def test_without_a_judge_no_score_is_shown(run_dir):
@@ -329,8 +329,9 @@ def test_without_a_judge_no_score_is_shown(run_dir):
     for row in results["evaluation"]["policies"].values():
         row.update(score=None, score_ci95=None, score_n=None)
     write(run_dir / "results.json", results)
-    text = Visible(page(run_dir)).text
-    assert "Score from the reward model" not in text and "The score is by" not in text
+    html = page(run_dir)
+    table = Visible(html[html.index('<section id="policies"') : html.index('<section id="families"')]).text
+    assert "Score from the reward model" not in table and "The score is by" not in table
 
 
 # Untrusted and damaged files
@@ -394,7 +395,7 @@ def test_a_missing_file_is_named_and_the_rest_is_shown(run_dir, gone):
     (run_dir / gone).unlink()
     text = Visible(page(run_dir)).text
     assert f"{gone} is not there" in text
-    assert "What each nat bought" in text and "What it can be fooled by" in text
+    assert "What each nat bought while it trained" in text and "What it can be fooled by" in text
 
 
 def test_a_run_in_the_middle_of_ppo_shows_what_there_is(run_dir):
@@ -409,6 +410,7 @@ def test_a_run_in_the_middle_of_ppo_shows_what_there_is(run_dir):
     (run_dir / "ppo" / "rollouts.jsonl").unlink()
     with hold(run_dir):
         text = Visible(page(run_dir)).text
-    assert "ppo is running" in text and "Rollout by rollout" in text and "What each nat bought" not in text
+    assert "ppo is running" in text and "Rollout by rollout" in text and "bought while it trained" not in text
+    assert "What each nat bought" in text, "the frontier of what it has logged so far"
     assert "How it was trained" not in text and "– rollouts" not in text
     assert "rollouts.jsonl is not there" not in text

@@ -16,7 +16,7 @@ from synthetic_run import RESULTS, write, write_run
 
 from evaluation.report import print_summary, write_report
 from evaluation.report.load import load_run
-from evaluation.report.words import findings, state
+from evaluation.report.words import state, told
 from pipeline.locks import hold
 
 
@@ -86,7 +86,7 @@ def test_words_claim_what_the_interval_allows_and_no_more(run_dir, difference, c
     row = {"metric": "rule_accuracy", "from": "base", "to": "sft", "difference": difference, "ci95": ci95, "n": 151}
     results["evaluation"]["comparisons"] = [row]
     write(run_dir / "results.json", results)
-    (finding,) = findings(load_run(run_dir))
+    (finding,) = map(told, load_run(run_dir).comparisons)
     assert finding.tone == tone
     assert said in finding.text
 
@@ -97,8 +97,8 @@ def test_the_closing_table_fits_eighty_columns_without_colour(run_dir):
     assert not any("\x1b" in line for line in lines)
     text = " ".join(" ".join(lines).split())
     assert "21.3 ±6.6" in text and "1.23 ±0.22" in text
-    assert "sft answers 31 points more of 151 held-out prompts right than base [24, 38]." in text
-    assert "no difference shown" in text
+    assert "No difference is shown between sft and dpo in right answers (+3 points [-3, 8], n = 151)" in text
+    assert "- sft against base: better in right answers (+31 points [24, 38], n = 151)." in text
 
 
 def test_many_measures_are_spread_over_tables_none_cut(run_dir):
@@ -168,7 +168,10 @@ def test_reward_model_and_ppo_speak_below_the_verdict(ppo_dir):
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
     told = [
-        "ppo scores 0.82 higher than sft by the reward model on 48 held-out prompts [0.61, 1.04].",
+        "ppo is better than dpo in score (+0.43 [0.22, 0.65], n = 48); ppo stands 3.37 nats of KL from sft, dpo 1.23.",
+        "- ppo against sft: better in score (+0.82 [0.61, 1.04], n = 48); no difference shown in right answers (+4 "
+        "points [-2, 10], n = 151).",
+        "- Nothing was shown to be worse in 2 comparisons.",
         "reward: Prefers the better answer in 74.4 % of 160 held-out pairs [67.3, 80.9], before training 48.1 %; "
         "calibration error 0.06.",
         "ppo: Score 0.12 → 0.95 on 64 held-out prompts, a gain of 0.83 [0.60, 1.06], at 3.14 nats from sft; kept the "
@@ -176,6 +179,7 @@ def test_reward_model_and_ppo_speak_below_the_verdict(ppo_dir):
     ]
     places = [text.index(sentence) for sentence in told]
     assert places == sorted(places)
+    assert "All 3 comparisons are in the report." in text
     assert "sft: Held-out loss" not in text and "dpo: Prefers" not in text, "the verdict speaks for these"
     assert "-0.82 ±0.29" in text and "0.94 ±0.21" in text
 
@@ -205,5 +209,5 @@ def test_a_score_is_only_called_higher_where_it_is(ppo_dir, difference, ci95, to
     row = {"metric": "score", "from": "sft", "to": "ppo", "difference": difference, "ci95": ci95, "n": 48}
     results["evaluation"]["comparisons"] = [row]
     write(ppo_dir / "results.json", results)
-    (finding,) = findings(load_run(ppo_dir))
+    (finding,) = map(told, load_run(ppo_dir).comparisons)
     assert finding.tone == tone and said in finding.text

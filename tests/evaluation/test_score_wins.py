@@ -27,7 +27,9 @@ def test_by_hand():
 
 def test_a_policy_that_is_its_reference_only_ties():
     found = score_wins({"sft": [1.0, 2.0], "ppo": [1.0, 2.0]}, {"sft": [1, 2], "ppo": [1, 2]}, ["a", "a"], "sft")
-    assert (found["ppo"]["win_rate"], found["ppo"]["ties"], found["ppo"]["ci95"]) == (0.5, 2, [0.5, 0.5])
+    assert (found["ppo"]["win_rate"], found["ppo"]["ties"]) == (0.5, 2)
+    low, high = found["ppo"]["ci95"]
+    assert 0 < low < 0.5 < high < 1, "two ties do not prove that all are"
 
 
 def test_turning_the_sides_turns_the_rate():

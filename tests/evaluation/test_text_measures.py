@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import math
 
+import numpy as np
 import pytest
 
 from evaluation.overlap import overlap_row
@@ -51,6 +53,37 @@ def test_a_row_has_the_columns_even_without_answers():
 
 pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
+
+
+ENGLISH = (
+    ["It costs $5.50 &amp; lasts, well-made!", "the cat sat on a mat"],
+    ["It costs $5.50 &amp; it is well-made.", "a cat sat on it"],
+)
+CHINESE = (["我喜欢吃苹果和梨", "今天 very 好"], ["我喜欢吃苹果和香蕉", "今天天气 very 好"])
+
+
+@pytest.mark.parametrize(("texts", "tokens"), [(ENGLISH, "13a"), (CHINESE, "zh")])
+def test_bleu_is_the_librarys_own_in_one_language(texts, tokens):
+    from sacrebleu.metrics.bleu import BLEU
+
+    answers, good = texts
+    theirs = BLEU(tokenize=tokens).corpus_score(answers, [good]).score / 100
+    assert theirs > 0 and overlap_row(answers, good)["bleu"] == pytest.approx(theirs, abs=1e-12)
+
+
+def test_a_chinese_reference_leaves_the_others_in_their_own_tokens():
+    """Counts of n-grams add up over the two languages, each in its own tokens; by one tokenizer they would not."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    answers, good = [one + other for one, other in zip(ENGLISH, CHINESE, strict=True)]
+    parts = [BLEU(tokenize=t).corpus_score(a, [g]) for (a, g), t in ((ENGLISH, "13a"), (CHINESE, "zh"))]
+    counts, totals = (np.sum([getattr(part, name) for part in parts], axis=0) for name in ("counts", "totals"))
+    lengths = [sum(getattr(part, name) for part in parts) for name in ("sys_len", "ref_len")]
+    brevity = min(1.0, math.exp(1 - lengths[1] / lengths[0]))
+    expected = brevity * np.prod(counts / totals) ** 0.25
+    assert overlap_row(answers, good)["bleu"] == pytest.approx(expected, abs=1e-9)
+    whole = BLEU(tokenize="zh").corpus_score(answers, [good]).score / 100
+    assert abs(whole - expected) > 1e-3, "the control: one tokenizer for all gives another figure"
 
 
 def test_equal_answers_overlap_wholly_and_foreign_ones_not_at_all():
