@@ -30,9 +30,9 @@ LAYERS: dict[str, int] = {
     # L2: tensors, models, where a process stands
     "pipeline.batches": 2, "pipeline.streams": 2, "pipeline.models.*": 2, "pipeline.tracking": 2, "pipeline.runtime": 2,
     "pipeline.wandb_runs": 2, "pipeline.wandb_mirror": 2, "pipeline.wandb_push": 2, "pipeline.wandb_artefacts": 2,
-    "pipeline.wandb_workspace": 2, "pipeline.event_files": 2, "pipeline.trackio_runs": 2,
+    "pipeline.wandb_workspace": 2, "pipeline.wandb_sender": 2, "pipeline.event_files": 2, "pipeline.trackio_runs": 2,
     "pipeline.batch_order": 2, "pipeline.context": 2, "pipeline.assignment": 2, "pipeline.reward_function": 2,
-    "pipeline.out_of_memory": 2,
+    "pipeline.out_of_memory": 2, "pipeline.peak_memory": 2,
     # L3: answers sampled from policies, and their rewards
     "pipeline.rollouts.*": 3,
     # L4: stages | evaluation
@@ -50,7 +50,7 @@ SHARED_BY_STAGES = {
     f"pipeline.stages.{name}"
     for name in (
         "offline", "pairs", "policy", "engine", "stream_trainer", "shared_trunk", "spreading", "round_trip",
-        "fully_sharded", "held_out_rows", "prompts", "offloading",
+        "fully_sharded", "held_out_rows", "prompts", "offloading", "batch_rows",
     )
 }  # fmt: skip
 LIGHT = (

@@ -59,6 +59,7 @@ CHANGES: dict[str, str] = {
     "name": "name=other",
     "seed": "seed=18",
     "output_dir": "output_dir=elsewhere",
+    "rank_timeout": "rank_timeout=60",
     "model.base": "model.base=builtin:smollm2-135m-instruct",
     "model.revision": "model.revision=abc",
     "model.dtype": "model.dtype=bfloat16",
@@ -83,6 +84,7 @@ CHANGES: dict[str, str] = {
     "data.sft": "data.sft.eval_limit=7",
     "data.preference": "data.preference.eval_limit=7",
     "evaluation.tasks": "evaluation.tasks=[kl]",
+    "evaluation.policies": "evaluation.policies=[dpo]",
     "evaluation.prompts": "evaluation.prompts=3",
     "evaluation.kl_prompts": "evaluation.kl_prompts=2",
     "evaluation.max_new_tokens": "evaluation.max_new_tokens=5",
@@ -342,6 +344,7 @@ class Probes:
             "frozen_trunk": _frozen_trunk,
             "trainers": _trainers,
             "environments": _environments,
+            "peers": _peers,
             "parents": _parents,
             "sft_rows": lambda recipe: _rows(recipe, "sft", world.tiny_folder),
             "preference_rows": lambda recipe: _rows(recipe, "preference", world.tiny_folder),
@@ -509,6 +512,20 @@ def _environments(recipe: Any) -> Any:
     return found
 
 
+def _peers(recipe: Any) -> Any:
+    """How a worker joins the others."""
+    from unittest import mock
+
+    import accelerate
+
+    from pipeline import worker
+    from pipeline.runtime import Ranks
+
+    with mock.patch.object(accelerate, "PartialState") as joined:
+        worker._start_peers(Ranks(0, 0, 2), recipe)
+    return str(joined.call_args)
+
+
 def _parents(recipe: Any) -> Any:
     from unittest import mock
 
@@ -578,7 +595,7 @@ def _evaluation(recipe: Any, tiny_folder: Path) -> Any:
         names = ("base", "dpo")
 
         def __init__(self, *args: Any):
-            pass
+            calls.append(("policies", sorted(args[-1])))
 
         @contextmanager
         def use(self, name: str) -> Any:

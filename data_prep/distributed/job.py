@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,9 @@ from pipeline.durable import read_json, sha256_json, write_json_atomically
 from pipeline.errors import DataError
 from pipeline.recipe.cleaning_settings import CleanSettings, DecontaminateSettings
 from pipeline.recipe.schema import DataSettings
+
+_PIECES, _PIECE_BYTES = 64, 2**16
+"""Of a file that are read to know it by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +93,7 @@ def begin(job: Job, output: Path, tasks: int) -> None:
     about = {
         "purpose": job.purpose,
         "specs": [[file.source, asdict(file.spec)] for file in job.files],
-        # Too large to be read for a hash.
-        "files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths],
+        "files": [[str(path), path.stat().st_size, _sample(path)] for path in paths],
         "clean": job.clean.model_dump(mode="json"),
         "decontaminate": job.decontaminate and job.decontaminate.model_dump(mode="json"),
         "fractions": [job.eval_fraction, job.held_out_fraction],
@@ -104,6 +107,19 @@ def begin(job: Job, output: Path, tasks: int) -> None:
         )
     output.mkdir(parents=True, exist_ok=True)
     write_json_atomically(claimed, {"key": key})
+
+
+def _sample(path: Path) -> str:
+    """Hash of pieces spread evenly over a file, its beginning and end among them; of all of it where it is small.
+
+    Whole files are too large to be read by every task, and their times change with every copy.
+    """
+    digest, size = hashlib.sha256(), path.stat().st_size
+    with path.open("rb") as stream:
+        for piece in range(_PIECES):
+            stream.seek(max(0, size - _PIECE_BYTES) * piece // (_PIECES - 1))
+            digest.update(stream.read(_PIECE_BYTES))
+    return digest.hexdigest()
 
 
 def account_of(output: Path) -> dict[str, Any]:

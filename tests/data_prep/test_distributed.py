@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Any
 import pytest
 
 from data_prep import data_sets
+from data_prep.distributed import job as job_module
+from data_prep.distributed.job import begin, job_of
 from pipeline import cli
+from pipeline.errors import DataError
 from pipeline.recipe import loads_recipe
 
 DIRTY = Path(__file__).parents[1] / "data" / "dirty_pairs.jsonl"
@@ -117,6 +121,36 @@ def test_what_is_done_is_not_done_again_and_another_job_is_refused(command, fold
     assert command(text, "--output", "out", "--tasks", "2")[0] == 65
 
 
+def test_a_job_knows_its_files_by_what_is_in_them(folder: Path, tmp_path: Path) -> None:
+    """Not by their times, which a copy changes, and a clock."""
+    job = job_of(loads_recipe(recipe_text(folder)).recipe.data, "preference")
+    begin(job, tmp_path / "out", 2)
+    path = folder / "0.jsonl"
+    os.utime(path, (1, 1))
+    begin(job, tmp_path / "out", 2)
+    content = path.read_bytes()
+    for place in (0, len(content) // 2, len(content) - 2):
+        path.write_bytes(content[:place] + b"~" + content[place + 1 :])
+        with pytest.raises(DataError, match="other settings, files or tasks made"):
+            begin(job, tmp_path / "out", 2)
+    path.write_bytes(content)
+    begin(job, tmp_path / "out", 2)
+
+
+def test_a_large_file_is_read_in_pieces_from_its_first_byte_to_its_last(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    content = bytearray(2 * job_module._PIECES * job_module._PIECE_BYTES)
+    known = set()
+    for place in (None, 0, len(content) - 1, 5 * job_module._PIECE_BYTES // 2):
+        path.write_bytes(content)
+        if place is not None:
+            with path.open("r+b") as stream:
+                stream.seek(place)
+                stream.write(b"x")
+        known.add(job_module._sample(path))
+    assert len(known) == 4
+
+
 def test_a_bad_row_stops_it_in_a_sentence_or_is_set_aside(command, folder: Path, tmp_path: Path) -> None:
     """The control: datatrove's own reader would have gone on without the row, and here without the rest of the file."""
     pytest.importorskip("datatrove")
@@ -155,7 +189,6 @@ def test_a_slurm_array_is_what_was_asked_for(folder: Path, tmp_path: Path) -> No
     """The script that would be submitted; no cluster has run it."""
     pytest.importorskip("datatrove")
     from data_prep.distributed.executors import slurm_executor
-    from data_prep.distributed.job import job_of
 
     job = job_of(loads_recipe(recipe_text(folder)).recipe.data, "preference")
     executor = slurm_executor(job, tmp_path / "out", 5, 2, partition="cpu", time="01:00:00", memory=8)
