@@ -43,6 +43,8 @@ def save_member(model: Any, tokenizer: Any, context: StageContext, form: str, in
     if not context.ranks.is_first:
         return
     folder = member_aside(context, form, index)
+    # An attempt that was killed while it wrote may have left parts of files, which would get into the artefact.
+    shutil.rmtree(folder, ignore_errors=True)
     needs = weights_bytes(model, form, state)
     with full_disk_named(folder, needs):
         reach("weights.begun", folder)

@@ -353,6 +353,20 @@ def test_a_finished_member_is_not_trained_again(context_of, tmp_path, monkeypatc
     assert ends == [0, 0, 8, 8]
 
 
+def test_what_a_kill_left_of_a_member_does_not_get_into_the_artefact(context_of, tmp_path):
+    """The stage's work outlives the kill, and with it what was being written aside."""
+    pairs = write_pairs(tmp_path, 40)
+    whole, killed = context_of(pairs, "whole"), context_of(pairs, "killed")
+    reward.run(whole)
+    aside = killed.work / "adapter"
+    aside.mkdir(parents=True)
+    for name in (".adapter_config.json.4711.tmp", "adapter_model-00002-of-00002.safetensors"):
+        (aside / name).write_text("{")
+    reward.run(killed)
+    names = [sorted(path.name for path in (context.folder / "adapter").iterdir()) for context in (whole, killed)]
+    assert names[0] == names[1]
+
+
 def test_members_differ(context_of, tmp_path):
     """In head, order of pairs and result; the first is the one that a lone model would be. Both count in the score."""
     pairs = write_pairs(tmp_path, 40)
