@@ -6,14 +6,13 @@ Names: objective/* is what is optimised, policy/* and value/* how learning went,
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from evaluation.text_measures import repetition
 from pipeline.algorithms.kl import k1, k3
 from pipeline.algorithms.masked import Moments, masked_sum
 from pipeline.algorithms.ppo import effective_sample_size
@@ -21,9 +20,6 @@ from pipeline.peak_memory import begin_phase
 from pipeline.rollouts.collect import MicroBatch, moments_over_ranks
 from pipeline.rollouts.rewards import Episode, Scores
 from pipeline.runtime import Ranks, gather_lists
-
-NGRAM = 4
-"""Length of the word sequences whose repetition is counted."""
 
 
 class Times:
@@ -160,16 +156,9 @@ def _response_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "response/len_p95": lengths[int(0.95 * (len(lengths) - 1))],
         "response/eos_rate": stopped,
         "response/truncated_rate": 1 - stopped,
-        "response/repeat_ngram": _mean([_repetition(episode.answer.ids) for episode in episodes]),
+        "response/repeat_ngram": repetition([episode.answer.ids for episode in episodes]) or 0.0,
         "prompt/len_mean": _mean([len(episode.prompt_ids) for episode in episodes]),
     }
-
-
-def _repetition(ids: Sequence[int]) -> float:
-    """Share of the answer's token 4-grams that occurred in it before."""
-    count: Counter[Any] = Counter(tuple(ids[i : i + NGRAM]) for i in range(len(ids) - NGRAM + 1))
-    total = sum(count.values())
-    return 1 - len(count) / total if total else 0.0
 
 
 def _std(moments: Moments) -> float:

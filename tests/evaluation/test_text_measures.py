@@ -27,14 +27,8 @@ def test_repetition_is_within_an_answer():
     looped, plain = [1, 2, 3, 4, 1, 2, 3, 4], [1, 2, 3, 4, 5]
     assert repetition([looped]) == pytest.approx(1 / 5)
     assert repetition([looped, plain]) == pytest.approx(1 / 10)
+    assert repetition([[7] * 8]) == pytest.approx(4 / 5)
     assert repetition([plain, plain]) == 0.0 and repetition([[1, 2]]) == 0.0 and repetition([]) is None
-
-
-def test_repetition_is_what_ppo_logs():
-    from pipeline.stages.ppo_metrics import _repetition
-
-    for ids in ([1, 2, 3, 4, 1, 2, 3, 4], [7] * 12, [1, 2], list(range(9))):
-        assert repetition([ids]) == pytest.approx(_repetition(ids))
 
 
 def test_refusals_are_counted_in_both_languages():

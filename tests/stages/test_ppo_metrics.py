@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from evaluation.text_measures import repetition
 from pipeline.algorithms.ppo import explained_variance
 from pipeline.rollouts.answers import Answer
 from pipeline.rollouts.rewards import Scores
-from pipeline.stages import ppo_metrics
 from pipeline.stages.ppo_metrics import Times, rollout_metrics
 from tests.rollouts.ppo_parts import (
     ALONE,
@@ -73,15 +73,9 @@ def test_answers(parts):
     found = figures(parts)
     lengths = sorted(len(e.answer.ids) for e in EPISODES)
     assert found["response/len_mean"] == sum(lengths) / 12 and found["response/len_p95"] == lengths[10]
+    assert found["response/repeat_ngram"] == repetition([episode.answer.ids for episode in EPISODES])
     assert found["response/eos_rate"] == 9 / 12 and found["response/truncated_rate"] == 3 / 12
     assert found["prompt/len_mean"] == sum(len(e.prompt_ids) for e in EPISODES) / 12
-
-
-@pytest.mark.parametrize(
-    ("ids", "share"), [([1, 2, 3], 0.0), ([1, 2, 3, 4, 5], 0.0), ([7] * 8, 4 / 5), ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5)]
-)
-def test_repetition_is_the_share_of_four_grams_seen_before(ids, share):
-    assert ppo_metrics._repetition(ids) == pytest.approx(share)
 
 
 def test_values_and_returns(parts):
@@ -137,6 +131,7 @@ def test_one_reward_is_not_listed_twice(parts):
 def test_answers_without_an_end_count_as_cut_off(parts):
     cut = [e._replace(answer=Answer(e.answer.ids, False)) for e in EPISODES]
     found = rollout_metrics(cut, SCORES, collected(parts, cut, USED), 0.05, ALONE)[0]
+    assert found["response/repeat_ngram"] == repetition([episode.answer.ids for episode in EPISODES])
     assert found["response/eos_rate"] == 0.0 and found["response/truncated_rate"] == 1.0
 
 
