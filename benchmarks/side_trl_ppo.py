@@ -1,9 +1,11 @@
-"""TRL 1.12's PPOTrainer, the last release with one: its side of a comparison of PPO. Called by `compare`, `ppo_memory`.
+"""TRL 1.12's PPOTrainer, the last release with one: its side of a comparison of PPO. Called by `compare`,
+`ppo_memory` and `ppo_scores`.
 
     PYTHON_WITH_TRL_1_12 -m benchmarks.side_trl_ppo BASE_FOLDER PROMPTS.json OPTIONS_JSON
 
-Reward and value models are untrained, whole models of their own, as it has no other way. Of the project only
-`benchmarks.meter` is imported: the environment needs trl==1.12, and transformers that fit it.
+Reward and value models are whole models of their own, as it has no other way: the one in the folder `reward`, or
+untrained. With `save_to` the trained policy is left there, merged. Of the project only `benchmarks.meter` is imported:
+the environment needs trl==1.12, and transformers that fit it.
 """
 
 from __future__ import annotations
@@ -53,8 +55,8 @@ def main() -> None:
         processing_class=tokenizer,
         model=policy,
         ref_model=None,
-        reward_model=_classifier(base, options),
-        value_model=_classifier(base, options),
+        reward_model=_classifier(options.get("reward", base), options),
+        value_model=_classifier(options.get("reward", base), options),
         train_dataset=prompts,
         eval_dataset=prompts.select(range(min(rows, len(prompts)))),
         peft_config=_adapter(options, policy.config.num_hidden_layers),
@@ -64,6 +66,8 @@ def main() -> None:
         count_work(model, measured)
     clock.on_step_begin()
     trainer.train()
+    if "save_to" in options:
+        trainer.model.policy.merge_and_unload().save_pretrained(options["save_to"])
     measured.print()
 
 
@@ -91,9 +95,11 @@ def _arguments(options: dict[str, Any], stop_id: int) -> PPOConfig:
         total_episodes=options["batch_size"] * options["accumulation"] * options["steps"],
         response_length=options["answer"],
         local_rollout_forward_batch_size=options["batch_size"],
-        missing_eos_penalty=1.0,
-        temperature=1.0,
-        learning_rate=1e-5,
+        missing_eos_penalty=options.get("missing_eos_penalty", 1.0),
+        temperature=options.get("temperature", 1.0),
+        kl_coef=options.get("kl_coef", 0.05),
+        learning_rate=options.get("learning_rate", 1e-5),
+        seed=options.get("seed", 0),
         logging_steps=1,
         bf16=options["bf16"],
         use_cpu=not torch.cuda.is_available(),
