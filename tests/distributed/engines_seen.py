@@ -1,4 +1,4 @@
-"""What every engine that DeepSpeed makes has on the host: on ranks without a GPU its tensors would not tell."""
+"""What DeepSpeed does that no result tells: what it keeps on the host, how often it gathers a policy to sample."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+
+from pipeline.models.shards import is_spread
+from pipeline.rollouts.generate import Generator
+from pipeline.stages.ppo_engine import PolicyEngine
 
 
 @contextmanager
@@ -31,6 +37,51 @@ def engines_seen(deepspeed: str, seen: list[list[str]]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "initialize", seeing)
+        yield
+
+
+@contextmanager
+def gathers_seen(deepspeed: str, seen: list[tuple[float, int]]) -> Iterator[None]:
+    """Within the block every sampling of answers tells what was gathered for it, and in how many batches it was made.
+
+    Args:
+        deepspeed: of the recipe; nothing is looked at below ZeRO-3.
+        seen: takes numbers that all ranks received, per number in the policy's spread parameters; and batches.
+    """
+    if not deepspeed.startswith("zero3"):
+        yield
+        return
+    from deepspeed.comm.torch import TorchBackend
+
+    gathered, batches = [0], [0]
+
+    def counting(gather: Any) -> Any:
+        def count(self: Any, *given: Any, **named: Any) -> Any:
+            # What receives comes first, by whatever name.
+            output = (*given, *named.values())[0]
+            gathered[0] += sum(each.numel() for each in ([output] if isinstance(output, Tensor) else output))
+            return gather(self, *given, **named)
+
+        return count
+
+    answers, batch = PolicyEngine.answers, Generator._batch
+
+    def batched(self: Any, *arguments: Any) -> Any:
+        batches[0] += 1
+        return batch(self, *arguments)
+
+    def answering(self: Any, *arguments: Any) -> Any:
+        gathered[0] = batches[0] = 0
+        found = answers(self, *arguments)
+        shares = [each.ds_tensor.ds_numel for each in self._roles._generator.parameters() if is_spread(each)]
+        seen.append((gathered[0] / (sum(shares) * torch.distributed.get_world_size()), batches[0]))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_gather_into_tensor", "all_gather", "all_gather_coalesced"):
+            patch.setattr(TorchBackend, name, counting(getattr(TorchBackend, name)))
+        patch.setattr(Generator, "_batch", batched)
+        patch.setattr(PolicyEngine, "answers", answering)
         yield
 
 

@@ -12,10 +12,9 @@ import gc
 import hashlib
 import json
 import os
+import shutil
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,31 +22,28 @@ from typing import Any
 
 os.environ["GLOO_SOCKET_IFNAME"] = "lo"
 
-import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers.integrations import deepspeed as integration
 
 from pipeline import checkpoint
 from pipeline.console import Console
 from pipeline.context import StageContext
 from pipeline.errors import PreemptedError, TrivetError
-from pipeline.models import adapters
 from pipeline.models.builtin import materialise
-from pipeline.models.role_engine import RoleEngine
 from pipeline.models.source import identify
 from pipeline.recipe.checks import DS_CONFIGS
 from pipeline.recipe.engines import USE_DEEPSPEED, USE_FSDP
 from pipeline.recipe.schema import Recipe
 from pipeline.runtime import Ranks, StopRequest, barrier, seed_everything
 from pipeline.stages import dpo, ppo, reward, sft
-from pipeline.stages.sft_objective import Imitation
 from pipeline.tracking import SilentTracker, Tracker, read_metrics
 from pipeline.worker import _start_peers
-from tests.distributed.engines_seen import engines_seen
+from tests.distributed.engines_seen import engines_seen, gathers_seen
+from tests.distributed.faults import fault
 from tests.rollouts.ppo_parts import (
     StopAfter,
     described,
@@ -80,7 +76,8 @@ TRAINING = {
 
 PPO: dict[str, Any] = {
     "rewards": [{"from": "reward"}, {"from": "function"}], "gate": {"min_accuracy": 0}, "episodes": 48,
-    "rollout_batch_size": 16, "minibatches": 2, "epochs": 2, "eval_every": 1, "eval_prompts": 5, "save_every": 1,
+    "rollout_batch_size": 16, "minibatches": 2, "epochs": 1, "eval_every": 3, "eval_prompts": 5, "save_every": 1,
+    "generation_batch_size": 3,
     "select": "last", "max_grad_norm": 0.5, "value_warmup": 1,
 }  # fmt: skip
 """Two micro-batches a step on each of two ranks; five held-out prompts, which are not equally many batches."""
@@ -153,14 +150,17 @@ def context_of(case: dict[str, Any], folder: Path, ranks: Ranks, stop: StopReque
 
 
 def run_case(case: dict[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """One stage, perhaps stopped once and begun again, or left so, perhaps with something broken on purpose."""
+    """One stage, perhaps stopped once and begun again, or left so, perhaps with something broken on purpose.
+
+    `after` names an earlier case, whose folder with its last checkpoint this one is given a copy of.
+    """
     found: dict[str, Any] = {}
+    if "payload" in case:
+        plant(case["payload"], folder, ranks)
     stopping: Any = StopAfter if case["kind"] == "ppo" else StopAt
     stops = [stopping(case["stop_at"])] if "stop_at" in case else []
     for stop in stops if case.get("left") else [*stops, StopRequest()]:
         clear_engine()
-        if "payload" in case and "said" in found:
-            plant(case["payload"], folder, ranks)
         if case.get("launch") == "fsdp":
             os.environ.update(FSDP_LAUNCH)
         context = context_of(case, folder, ranks, stop)
@@ -210,6 +210,8 @@ def clear_engine() -> None:
     integration.unset_hf_deepspeed_config()
     AcceleratorState._reset_state(reset_partial_state=True)
     gc.collect()
+    # Accelerate and DeepSpeed collect as well, in every case: not through all libraries' objects each time.
+    gc.freeze()
 
 
 def collect(found: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -217,46 +219,14 @@ def collect(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     lines = read_metrics(folder / "metrics.jsonl")
     for line in (each for each in lines if each["split"] == "train"):
         found.setdefault(line["name"], []).append(line["value"])
-    files = [path for form in ("adapter", "model") for path in sorted((folder / form).glob("*.safetensors"))]
-    tensors = {name: tensor for path in files for name, tensor in load_file(path).items()}
+    files = [path for form in ("adapter", "model") for path in sorted(folder.glob(f"{form}*/*.safetensors"))]
+    tensors = {f"{path.parent.name}/{name}": tensor for path in files for name, tensor in load_file(path).items()}
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
     found["tensors"] = {name: float(tensor.float().norm()) for name, tensor in tensors.items()}
     found["hash"] = digest.hexdigest()
     return found
-
-
-@contextmanager
-def fault(what: str | None) -> Iterator[None]:
-    """Within the block something is broken.
-
-    Args:
-        what: `emptied` saved adapters, a loss that is `nan` from step 2 on, a `gradient` of PPO that is not finite.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        if what == "emptied":
-            save = adapters.save
-
-            def emptied(model: Any, folder: Path, *rest: Any) -> None:
-                save(model, folder, *rest)
-                path = folder / "adapter_model.safetensors"
-                save_file({name: tensor * 0 for name, tensor in load_file(path).items()}, path, {"format": "pt"})
-
-            patch.setattr(adapters, "save", emptied)
-        if what == "nan":
-            compute, calls = Imitation.compute, []
-
-            def spoilt(self: Any, *arguments: Any) -> Any:
-                calls.append(1)
-                found = compute(self, *arguments)
-                return replace(found, loss=found.loss * torch.nan) if len(calls) > 2 else found
-
-            patch.setattr(Imitation, "compute", spoilt)
-        if what == "gradient":
-            backward = RoleEngine.backward
-            patch.setattr(RoleEngine, "backward", lambda self, loss, last: backward(self, loss * torch.inf, last=last))
-        yield
 
 
 def let_accelerate_use_fsdp_without_a_gpu() -> None:
@@ -282,12 +252,17 @@ def main(folder: Path, cases: list[dict[str, Any]]) -> None:
     _start_peers(ranks, SimpleNamespace(rank_timeout=None))
     for case in cases:
         place = Path(case.get("place", folder / case["name"]))
+        if "after" in case and ranks.is_first:
+            shutil.copytree(folder / case["after"] / "stage", place / "stage")
         # Ranks that wait for one another for ever say where.
         faulthandler.dump_traceback_later(HANGING_SECONDS, exit=True)
         engines: list[list[str]] = []
-        with fault(case.get("fault")), engines_seen(case["settings"]["deepspeed"], engines):
+        gathers: list[tuple[float, int]] = []
+        engine = case["settings"]["deepspeed"]
+        with fault(case.get("fault")), engines_seen(engine, engines), gathers_seen(engine, gathers):
             found = run_case(case, place / "stage", ranks)
-        found["engines"], found["ran"] = engines, (place / "stage" / TRACE).exists()
+        found["engines"], found["gathered"] = engines, gathers
+        found["ran"] = (place / "stage" / TRACE).exists()
         barrier()
         if ranks.is_first:
             (folder / case["name"]).mkdir(exist_ok=True)

@@ -121,6 +121,11 @@ class Run:
             for rank, output in enumerate(outputs)
         ]
 
+    def go_ranks(self, *options: str) -> None:
+        """Run two forked ranks to the end."""
+        codes = [rank.wait(420) for rank in self.fork_ranks(*options)]
+        assert codes == [0, 0], f"exit codes {codes}\n{self.said()}\n{self.log()[-3000:]}"
+
     def go(self, *options: str, launcher: str = "python", code: int | None = 0) -> str:
         """Run to the end and return what was printed; `code` is the exit code that is expected, None for any."""
         process = self.start(launcher, *options)

@@ -70,7 +70,7 @@ def test_kills_and_not_a_bit_of_difference(new_run, through):
     run = new_run("killed", RECIPE)
     draw = random.Random(SEED)
     for name, role, condition in moments(run) if "TRIVET_KILLS" in os.environ else moments(run)[1::2]:
-        process = run.start("accelerate")
+        process = run.start("accelerate" if role == "launcher" else "python")
         assert run.wait_for(condition, process), f"{name}: did not come\n{run.said()}\n{run.log()[-2000:]}"
         time.sleep(draw.uniform(0.0, 0.3))
         found = [process.pid] if role == "launcher" else run.pids(role)
@@ -79,7 +79,7 @@ def test_kills_and_not_a_bit_of_difference(new_run, through):
         process.wait(60)
         left = run.left_behind()
         assert left == {}, f"{name}: left behind after a kill of the {role}: {left}"
-    run.go(launcher="accelerate")
+    run.go()
     for stage in ("sft", "reward", "ppo"):
         assert run.weights(stage) == through.weights(stage), f"{stage} differs from an uninterrupted run"
     for name in ("objective/score", "policy/loss", "value/loss", "policy/grad_norm", "lr/policy"):
@@ -97,10 +97,11 @@ def test_another_seed_gives_other_bits(new_run, through, warm):
     assert run.weights("ppo") != through.weights("ppo")
 
 
-def test_two_processes_make_the_same_rollouts_and_learn_the_same(new_run, through):
+def test_two_processes_make_the_same_rollouts_and_learn_the_same(new_run, through, warm):
     options = ("--no-reuse", "--set", "evaluation.tasks=[]")
     run = new_run("two", RECIPE, options)
-    run.go(launcher="torchrun")
+    run.warm = warm
+    run.go_ranks()
     first = [sample["response"] for sample in samples(run) if sample["rollout"] == 1]
     assert first == [sample["response"] for sample in samples(through) if sample["rollout"] == 1]
     for name in ("objective/score", "objective/kl_seq", "policy/loss", "value/loss"):

@@ -29,13 +29,18 @@ FROZEN_TRUNK = ("--set", "model.adapter.layers=top-1", "--set", "stages.dpo.epoc
 
 
 @pytest.fixture(scope="module", params=[(), FROZEN_TRUNK], ids=["whole", "frozen-trunk"])
-def both(tmp_path_factory, run_in, request):
-    """The same recipe on one process and on two."""
+def both(tmp_path_factory, run_in, request, warm):
+    """The same recipe on one process and on two; the second recipe in forked ones, which import nothing."""
     folder = tmp_path_factory.mktemp("ranks")
     options = (*EACH_STEP, *request.param)
     one, two = run_in(folder / "one" / "run", options), run_in(folder / "two" / "run", options)
-    one.go()
-    two.go(launcher="torchrun")
+    if not request.param:
+        one.go()
+        two.go(launcher="torchrun")
+        return one, two
+    one.warm = two.warm = warm
+    one.go(launcher="forked")
+    two.go_ranks()
     return one, two
 
 
@@ -104,7 +109,7 @@ def of_rank(run, role, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_worker_ends_the_launch_and_the_next_one_goes_on(new_run, rank):
+def test_a_killed_worker_ends_the_launch_and_the_next_one_goes_on(new_run, rank, warm):
     run = new_run(options=("--until", "sft", "--set", "stages.sft.epochs=4"))
     process = run.start("torchrun")
     assert run.wait_for(lambda: run.inside("sft-*/checkpoints/checkpoint-4/COMPLETE.json"), process), run.said()
@@ -115,8 +120,9 @@ def test_a_killed_worker_ends_the_launch_and_the_next_one_goes_on(new_run, rank)
     assert f"sft on rank {rank}: the worker was killed by SIGKILL" in said
     assert run.outcome()["code"] == 1
     assert run.left_behind() == {}
-    said = run.go(launcher="torchrun")
-    assert "going on from step" in said and run.train_steps("sft") == list(range(2, 33, 2))
+    run.warm = warm
+    run.go_ranks()
+    assert "going on from step" in run.said() and run.train_steps("sft") == list(range(2, 33, 2))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -133,13 +139,14 @@ def test_a_killed_supervisor_is_named_before_the_launcher_ends_the_others(new_ru
     assert run.left_behind() == {}
 
 
-def test_a_signal_to_one_rank_stops_all_at_the_same_step(new_run):
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(new_run, warm):
     """As Slurm or a node's shutdown may do it: only the second rank's supervisor is asked."""
     run = new_run(options=("--until", "sft", "--set", "stages.sft.epochs=4"))
-    process = run.start("torchrun")
-    assert run.wait_for(lambda: run.inside("sft-*/checkpoints/checkpoint-4/COMPLETE.json"), process), run.said()
-    os.kill(of_rank(run, "supervisor", 1), signal.SIGTERM)
-    assert process.wait(SECONDS) != 0
+    run.warm = warm
+    ranks = run.fork_ranks()
+    assert run.wait_for(lambda: run.inside("sft-*/checkpoints/checkpoint-4/COMPLETE.json"), ranks[0]), run.said()
+    os.kill(ranks[1].pid, signal.SIGTERM)
+    assert [rank.wait(SECONDS) for rank in ranks] == [75, 75]
     outcome = run.outcome()
     assert outcome["code"] == 75 and "is saved, run the same command again" in outcome["sentence"]
     assert run.statuses()["sft"] == "interrupted"

@@ -1,0 +1,83 @@
+"""What the ranks of `stages_of_a_rank.py` run: each stage under each engine; stopped, broken and tampered with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KINDS, FORMS = ("sft", "reward", "dpo"), ("lora", "full")
+FULL = {"learning_rate": 5e-4}
+ADAPTERS: dict[str, Any] = {"lora": None, "full": "none", "dora": {"type": "dora", "r": 4, "alpha": 8}}
+"""By the form that a case's name carries; None for the usual one."""
+
+
+def case(kind: str, form: str, engine: str, name: str = "", **more: Any) -> dict[str, Any]:
+    if engine == "fsdp":
+        more["launch"] = engine
+    named = "inherit" if engine == "fsdp" else engine
+    settings = {"deepspeed": named, **(FULL if form == "full" else {}), **more.pop("settings", {})}
+    whole = "-".join(filter(None, (kind, form, engine, name)))
+    return {"name": whole, "kind": kind, "adapter": ADAPTERS[form], "settings": settings, **more}
+
+
+ALONE = [case(kind, form, "none") for kind in KINDS for form in FORMS]
+PPO = {"ptx_coef": 0.1, "entropy_coef": 0.1}
+"""Demonstrations mixed in, so that a step's last backward pass is another one; entropies with a gradient."""
+ALONE += [case("ppo", form, "none", settings=PPO) for form in FORMS]
+TWICE = {**PPO, "epochs": 2}
+"""Each rollout learnt from twice."""
+ALONE += [case("sft", "dora", "none"), case("dpo", "dora", "none"), case("ppo", "dora", "none", settings=TWICE)]
+ENGINES = ("none", "zero1", "zero2", "zero3", "zero3_offload_cpu")
+TOGETHER = [case(kind, form, engine) for kind in KINDS for form in FORMS for engine in (*ENGINES, "fsdp")]
+TOGETHER += [case("sft", "dora", engine) for engine in ("none", "zero2", "fsdp")]
+TOGETHER += [case("dpo", "dora", "zero1")]
+LEFT = [case(kind, "lora", "none", "left", stop_at=2, left=True) for kind in ("sft", "dpo", "ppo")]
+"""Stopped on one process, to be gone on with on two."""
+LEFT[2]["settings"] |= PPO
+PPO_TOGETHER = [
+    *(case("ppo", form, engine, settings=PPO) for form in FORMS for engine in ENGINES),
+    case("ppo", "dora", "zero2", settings=TWICE),
+]
+SHORT = {"episodes": 16, "value_warmup": 0}
+"""One rollout, where only the end is looked at."""
+PPO_OTHERS = [
+    case("ppo", "lora", "zero2", "resumed", settings=PPO, stop_at=2),
+    case("ppo", "full", "zero3", "resumed", settings=PPO, stop_at=2),
+    case("ppo", "full", "zero3_offload_cpu", "resumed", settings=PPO, stop_at=2),
+    case("ppo", "full", "zero3_offload_cpu", "gradient", settings=PPO, fault="gradient"),
+    case("ppo", "lora", "zero3", "emptied", settings=SHORT, fault="emptied"),
+    case("ppo", "lora", "zero3", "by_fours", settings=SHORT, fault="by_fours"),
+    case("ppo", "full", "zero3", "recomputed", settings={**PPO, "gradient_checkpointing": True}),
+    case("ppo", "lora", "zero3", "recomputed", settings={**PPO, "gradient_checkpointing": True}),
+]
+OTHERS = [
+    case("sft", "lora", "zero3", "trl", settings={"engine": "trl"}),
+    case("reward", "lora", "zero3", "bf16", settings={"precision": "bf16"}),
+    case("sft", "lora", "zero2", "resumed", stop_at=2),
+    case("dpo", "full", "zero3", "resumed", stop_at=2),
+    case("sft", "full", "zero3_offload_cpu", "resumed", stop_at=2),
+    case("dpo", "lora", "zero3", "emptied", fault="emptied"),
+    case("sft", "lora", "zero2", "nan", fault="nan"),
+]
+MODEL_STATES, OPTIMISER_STATES = "*_model_states.pt", "*_optim_states.pt"
+PAYLOADS = [
+    case("sft", "lora", "zero2", "model", after="sft-lora-zero2-resumed", payload=MODEL_STATES),
+    case("sft", "lora", "zero2", "optimiser", after="sft-lora-zero2-resumed", payload=OPTIMISER_STATES),
+    case("ppo", "full", "zero3", "model", settings=PPO, after="ppo-full-zero3-resumed", payload=MODEL_STATES),
+    case("ppo", "full", "zero3", "optimiser", settings=PPO, after="ppo-full-zero3-resumed", payload=OPTIMISER_STATES),
+]
+"""In the last checkpoint of another case, which went through."""
+ENSEMBLES = [
+    case("reward", "lora", "none", "ensemble", settings={"ensemble": 2}),
+    # A signal between its members, who take four steps each, is heard after the next step.
+    case("reward", "lora", "none", "ensemble-resumed", settings={"ensemble": 2}, stop_at=5),
+]
+ALONE += ENSEMBLES[:1]
+FSDP_OTHERS = [
+    case("sft", "lora", "fsdp", "trl", settings={"engine": "trl"}),
+    case("dpo", "full", "fsdp", "trl", settings={"engine": "trl"}),
+    case("sft", "lora", "fsdp", "recomputed", settings={"gradient_checkpointing": True}),
+    case("reward", "full", "fsdp", "bf16", settings={"precision": "bf16"}),
+    case("sft", "lora", "fsdp", "resumed", stop_at=2),
+    case("dpo", "full", "fsdp", "resumed", stop_at=2),
+    case("dpo", "lora", "fsdp", "emptied", fault="emptied"),
+]
