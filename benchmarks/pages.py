@@ -50,9 +50,9 @@ def look(tab: Tab, page: Path, folder: Path) -> list[str]:
             tab.show(page, width, scheme=scheme)
             (folder / f"{width}-{scheme}.png").write_bytes(tab.screenshot())
         found += [f"{width} pixels: {one}" for one in sticking_out(tab)]
-    tab.show(page, PAPER)
-    (folder / "paper.pdf").write_bytes(tab.pdf())
+    # The kind of medium that is asked for holds for what is printed too.
     tab.show(page, PAPER, media="print")
+    (folder / "paper.pdf").write_bytes(tab.pdf())
     return found + [f"paper: {one}" for one in sticking_out(tab)]
 
 
