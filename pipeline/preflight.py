@@ -1,18 +1,21 @@
-"""A look at the first row of every local source, before anything is trained.
+"""A look at the first row of every local source, and at the base model's kind, before anything is trained.
 
 Called by the supervisor on the first rank: a later stage's data set that has no pairs, or whose fields nobody knows,
-is found now and not after an hour of training on another. Hub data sets are not looked at; they may have to be fetched.
+is found now and not after an hour of training on another, and so is a base that a later stage cannot train. Hub data
+sets are not looked at; they may have to be fetched.
 Layer 5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 from data_prep.data_sets import spec_of
 from data_prep.readers import Reading
 from data_prep.readers.containers import local_files
+from pipeline.durable import read_json
 from pipeline.errors import DataError
 from pipeline.plan import EVALUATION
 from pipeline.recipe.lineage import DataName, evaluation_reads, used_data
@@ -38,6 +41,28 @@ def check_data(recipe: Recipe, nodes: Sequence[str]) -> None:
             if (which, purpose) not in seen:
                 seen.add((which, purpose))
                 _check(recipe, which, purpose, node)
+
+
+def check_base(recipe: Recipe, nodes: Sequence[str], folder: Path) -> None:
+    """Refuse a base that reads images where a stage to come takes text models alone.
+
+    Args:
+        recipe: validated.
+        nodes: as for `check_data`.
+        folder: of the base model.
+
+    Raises:
+        TrivetError: as the stage would later on.
+    """
+    stages = {node: recipe.stages[node].kind for node in nodes if node != EVALUATION}
+    wanting = {node: kind for node, kind in stages.items() if kind in ("reward", "ppo")}
+    if not wanting or "vision_config" not in read_json(folder / "config.json"):
+        return
+    # Behind the look at the file: it imports transformers, which the supervisor does without.
+    from pipeline.models.seeing import require_text_model
+
+    for node, kind in wanting.items():
+        require_text_model(folder, node, kind)
 
 
 def _reads(recipe: Recipe, node: str) -> Iterator[tuple[DataName, Purpose]]:

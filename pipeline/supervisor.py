@@ -26,7 +26,7 @@ from pipeline.locks import WORK_LOCK, clear, hold, tidy, work_on
 from pipeline.models.source import BaseIdentity, identify, ready_folder
 from pipeline.peers import Peers, free_port
 from pipeline.plan import ALGORITHM_VERSIONS, Decision, Node, decide, make_nodes
-from pipeline.preflight import check_data
+from pipeline.preflight import check_base, check_data
 from pipeline.processes import StageFailed, prepare_base, run_worker
 from pipeline.recipe import LoadedRecipe
 from pipeline.results import headline, write_results
@@ -139,6 +139,7 @@ class Supervisor:
                 continue
             if base_folder is None:
                 base_folder = self._prepare_base(base)
+                check_base(self._recipe, [each.node.name for each in decisions if each.action == "run"], base_folder)
             self._make(decision, nodes, base, base_folder, ledger)
             write_results(self._folder, self._recipe.name, nodes, ledger)
 

@@ -5,12 +5,14 @@ PEFT takes indices of layers together with names of modules, never with `all-lin
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
 
 from pipeline.errors import RecipeError, TrivetError
 from pipeline.models.forward import trunk_of
+from pipeline.models.seeing import language_part, reads_images
 from pipeline.recipe.schema import AdapterSettings
 
 
@@ -44,6 +46,8 @@ def adapter_targets(model: Any, settings: AdapterSettings) -> dict[str, Any]:
         RecipeError: the base has fewer layers, or none that can be told apart.
     """
     named = settings.target_modules
+    if reads_images(model):
+        return {"target_modules": _in_the_language_part(model, settings)}
     if settings.layers == "all":
         return {"target_modules": named if isinstance(named, str) else [*named]}
     try:
@@ -55,6 +59,21 @@ def adapter_targets(model: Any, settings: AdapterSettings) -> dict[str, Any]:
         "layers_to_transform": _indices(settings.layers, len(layers)),
         "layers_pattern": path.rpartition(".")[2],
     }
+
+
+def _in_the_language_part(model: Any, settings: AdapterSettings) -> str:
+    """A pattern of whole paths: a vision tower's layers and modules are often called what the language part's are."""
+    path, part = language_part(model)
+    try:
+        inside, layers = decoder_layers(part)
+    except TrivetError as error:
+        raise RecipeError(f"model.base: {error}; name a text model") from error
+    named = settings.target_modules
+    names = "|".join(re.escape(name) for name in (_linear_names(layers) if isinstance(named, str) else named))
+    if settings.layers == "all":
+        return rf"{re.escape(path)}\.(?:.*\.)?(?:{names})"
+    indices = "|".join(map(str, _indices(settings.layers, len(layers))))
+    return rf"{re.escape(f'{path}.{inside}')}\.(?:{indices})\.(?:.*\.)?(?:{names})"
 
 
 def _indices(wanted: str | tuple[int, ...], count: int) -> list[int]:
@@ -87,7 +106,7 @@ def _linear_names(layers: nn.ModuleList) -> list[str]:
     if any(parameter.dim() == 3 for parameter in layers.parameters()):
         raise RecipeError(
             "model.adapter.layers: all-linear includes experts here, which PEFT adapts in all layers or none; name "
-            "target_modules, such as [q_proj, k_proj, v_proj, o_proj], or leave layers at all"
+            "target_modules, such as [q_proj, k_proj, v_proj, o_proj], or, with a text model, leave layers at all"
         )
     found = {
         name.rpartition(".")[2]

@@ -12,9 +12,10 @@ import torch
 from data_prep.chat import ChatFormatter, begins_with_bos
 from data_prep.templates import template_text
 from pipeline.artefact import TokenizerEntry
-from pipeline.durable import read_json, sha256_json
+from pipeline.durable import sha256_json
 from pipeline.errors import RecipeError, SourceUnreachableError, TrivetError
 from pipeline.faults import reach
+from pipeline.models.seeing import auto_class, keep_to_text, model_type, reads_images
 from pipeline.models.stream_forward import attend_in_streams
 from pipeline.recipe.schema import ModelSettings
 
@@ -94,7 +95,7 @@ def load_base(
     weights: Path | None = None,
     on_host: bool = False,
 ) -> PreTrainedModel:
-    """The causal language model, on this process's device.
+    """The causal language model, on this process's device; of one that reads images too, the language part is trained.
 
     Args:
         folder: the base model's local folder.
@@ -106,22 +107,20 @@ def load_base(
 
     Raises:
         RecipeError: quantisation was asked for where there is no GPU for it.
-        TrivetError: it is no language model, or more than one.
+        TrivetError: it is no language model, or one that reads images and does not take text alone.
         SourceUnreachableError: the files cannot be read, lack weights, or want code of their own to be run.
     """
-    from transformers import AutoModelForCausalLM
-
     reach("model.begun")
     options = _options(settings, frozen, precision) | {"output_loading_info": True}
     try:
         with untrusted(weights or folder):
-            found: Any = AutoModelForCausalLM.from_pretrained(weights or folder, **options)
+            found: Any = auto_class(weights or folder).from_pretrained(weights or folder, **options)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
         raise TrivetError(
-            f"model.base: the one in {folder} is of type {_model_type(folder)}, of which transformers has no causal "
-            "language model: it may read images or sound, or be an encoder; name a text model that continues text"
+            f"model.base: the one in {folder} is of type {model_type(folder)}, of which transformers has no causal "
+            "language model: it may read sound, or be an encoder; name a text model that continues text"
         ) from error
     model, loaded = found
     if missing := sorted(loaded["missing_keys"]):
@@ -130,11 +129,10 @@ def load_base(
             f"{weights or folder} lacks {missing[0]} of {type(model).__name__} ({len(missing)} in all): its "
             ".safetensors files are incomplete or of another model; fetch or save them again"
         )
-    return _placed(model, settings, on_host)
-
-
-def _model_type(folder: Path) -> str:
-    return str(read_json(folder / "config.json").get("model_type", "unknown"))
+    placed = _placed(model, settings, on_host)
+    if reads_images(placed):
+        keep_to_text(placed, weights or folder)
+    return placed
 
 
 def load_classifier(

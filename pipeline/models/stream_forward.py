@@ -25,6 +25,7 @@ from pipeline.models.forward import (
     vocabulary_head,
 )
 from pipeline.models.heads import values_at
+from pipeline.models.seeing import reads_images
 from pipeline.models.stream_attention import STREAMS, register
 from pipeline.streams import Segment, Stream, at_places, pack
 
@@ -43,6 +44,8 @@ def attend_in_streams(model: Any) -> str | None:
         model: without PEFT's wrapper, or in it.
     """
     inner = causal_model(model)
+    if reads_images(inner):
+        return f"{type(inner).__name__} reads images beside text, and streams are for text models"
     asked = inner.config._attn_implementation
     if asked == STREAMS:
         return None

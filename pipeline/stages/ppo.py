@@ -23,6 +23,7 @@ from pipeline.durable import json_lines
 from pipeline.errors import PreemptedError, TrivetError
 from pipeline.faults import reach
 from pipeline.models.load import device
+from pipeline.models.seeing import require_text_model
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.rollouts.answers import SamplingStopped
 from pipeline.rollouts.collect import Shaping, collect, lay_out
@@ -59,6 +60,7 @@ EXPLODED = 5.0
 def run(context: StageContext) -> StageResult:
     """Train and leave the policy in the context's folder."""
     settings = cast(PpoSettings, context.recipe.stages[context.stage])
+    require_text_model(context.base_folder, context.stage, settings.kind)
     require_gate(context, settings)
     precision = resolve_precision(settings.precision)
     spreader = Spreader(context, settings)

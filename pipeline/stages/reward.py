@@ -18,6 +18,7 @@ from pipeline.durable import write_json_atomically
 from pipeline.errors import TrivetError
 from pipeline.models.load import describe_tokenizer, device, load_tokenizer
 from pipeline.models.reward_model import SPEC
+from pipeline.models.seeing import require_text_model
 from pipeline.recipe.stage_settings import RewardSettings
 from pipeline.runtime import resolve_precision
 from pipeline.stages.pairs import unseen_pairs, write_held_out, write_lines, write_train_rows
@@ -34,6 +35,7 @@ SCORED = "scored_answers.jsonl"
 def run(context: StageContext) -> StageResult:
     """Train and leave the reward model in the context's folder."""
     settings = cast(RewardSettings, context.recipe.stages[context.stage])
+    require_text_model(context.base_folder, context.stage, settings.kind)
     tokenizer = load_tokenizer(context.base_folder, context.recipe.data.chat_template)
     description = describe_tokenizer(tokenizer)
     require_same_base(context)

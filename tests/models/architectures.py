@@ -8,17 +8,25 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
+    CLIPVisionConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
+    LlavaConfig,
     MambaConfig,
     MistralConfig,
     MixtralConfig,
+    PaliGemmaConfig,
     Phi3Config,
+    Qwen2_5_VLConfig,
     Qwen2VLConfig,
     Qwen3Config,
+    SiglipVisionConfig,
+    SmolVLMConfig,
 )
 
 from tests.models.small_models import NO_DROPOUT, gpt2_shape, shape
@@ -49,7 +57,9 @@ def configurations() -> dict[str, Any]:
 def written(folder: Path, name: str, tiny_folder: Path) -> Path:
     """Write a model of that name."""
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(configurations()[name])
+    seeing = seeing_configurations()
+    auto: Any = AutoModelForImageTextToText if name in seeing else AutoModelForCausalLM
+    model: Any = auto.from_config({**configurations(), **seeing}[name])
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -59,10 +69,35 @@ def written(folder: Path, name: str, tiny_folder: Path) -> Path:
     return folder
 
 
-def written_vision_model(folder: Path, tiny_folder: Path) -> Path:
-    """The configuration of a model that sees; it is refused before any weight is read."""
-    Qwen2VLConfig(vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2}).save_pretrained(
-        folder
-    )
-    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder)
-    return folder
+def seeing_configurations() -> dict[str, Any]:
+    """Models that read images beside text, by the names that docs/models.md has; their ids of images are the last."""
+    text = {**shape(), "vocab_size": VOCABULARY, "max_position_embeddings": 512}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    ids = {
+        "image_token_id": 255, "video_token_id": 256, "vision_start_token_id": 257, "vision_end_token_id": 258
+    }  # fmt: skip
+    windows = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "num_heads": 2, "patch_size": 4
+    }  # fmt: skip
+    tower = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
+        "patch_size": 4,
+    }  # fmt: skip
+    return {
+        "qwen2_vl": Qwen2VLConfig(
+            text_config={**text, "rope_parameters": rope},
+            vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 4},
+            **ids,
+        ),
+        "qwen2_5_vl": Qwen2_5_VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=windows, **ids),
+        "smolvlm": SmolVLMConfig(
+            text_config=LlamaConfig(**text), vision_config=tower, image_token_id=258, scale_factor=2
+        ),
+        "llava": LlavaConfig(
+            text_config=LlamaConfig(**text), vision_config=CLIPVisionConfig(**tower), image_token_index=258
+        ),
+        "paligemma": PaliGemmaConfig(
+            text_config=GemmaConfig(**text, head_dim=8), image_token_index=258, projection_dim=32,
+            vision_config=SiglipVisionConfig(**tower, projection_dim=32),
+        ),
+    }  # fmt: skip

@@ -11,18 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import reward_function
-from pipeline.console import Console
-from pipeline.context import StageContext
 from pipeline.errors import TrivetError
-from pipeline.models.load import load_base
-from pipeline.models.source import identify
-from pipeline.recipe.schema import ModelSettings, Recipe
-from pipeline.runtime import ROOT, Ranks, StopRequest, seed_everything
-from pipeline.stages import dpo, ppo, reward, sft
-from pipeline.tracking import Tracker, read_metrics
-from tests.models.architectures import configurations, written, written_vision_model
-from tests.rollouts.ppo_parts import REWARD_FILE, sealed_tensors, write_rows
+from pipeline.runtime import ROOT
+from tests.models.architectures import configurations, seeing_configurations, written
+from tests.stages.one_stage import run_stage
 
 pytestmark = pytest.mark.slow
 NAMES = sorted(configurations())
@@ -35,16 +27,6 @@ ROUTER = 5e-3
 """More than Mixtral's load-balancing loss can come to: its coefficient is 1e-3."""
 SSM = {"target_modules": ["in_proj", "x_proj"]}
 """PEFT refuses `out_proj` of a state-space model, whose kernel reads that weight itself."""
-RUN: dict[str, Callable[[StageContext], Any]] = {"sft": sft.run, "reward": reward.run, "dpo": dpo.run, "ppo": ppo.run}
-OFFLINE = {
-    "learning_rate": 1e-2, "max_steps": 4, "global_batch_size": 4, "per_device_batch_size": 2, "precision": "fp32",
-    "log_every": 1, "schedule": "constant", "warmup_ratio": 0.0,
-}  # fmt: skip
-PPO = {
-    "learning_rate": 1e-2, "rewards": [{"from": "function"}], "episodes": 8, "rollout_batch_size": 4, "minibatches": 1,
-    "per_device_batch_size": 2, "max_new_tokens": 4, "eval_prompts": 1, "missing_eos_penalty": 0, "precision": "fp32",
-    "select": "last",
-}  # fmt: skip
 TABLE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 
 
@@ -64,37 +46,8 @@ def run(tmp_path, folders):
 
     def go(kind: str, name: str, **settings: Any) -> dict[str, Any]:
         place = tmp_path / f"{kind}-{len(list(tmp_path.iterdir()))}"
-        (place / "stage").mkdir(parents=True)
-        (place / "mine.py").write_text(REWARD_FILE)
         adapter = {"r": 4, "alpha": 8, **(SSM if name == "mamba" else {})}
-        recipe = Recipe.model_validate({
-            "name": "x",
-            "model": {"base": "x", "adapter": adapter},
-            "data": {
-                "sft": {"sources": [{"path": str(write_rows(place / "rows.jsonl", 12))}]},
-                "preference": {
-                    "sources": [{"path": str(ROOT / "tests/data/plain_pairs.jsonl"), "limit": 12}], "max_length": 256
-                },
-                "prompts": {"from": "sft"},
-            },
-            "stages": {kind: {"kind": kind, **(PPO if kind == "ppo" else OFFLINE), **settings}},
-        })  # fmt: skip
-        said = place / "said.txt"
-        with said.open("w") as stream:
-            context = StageContext(
-                recipe=recipe, stage=kind, folder=place / "stage", parents={}, base=identify(str(folders(name)), None),
-                base_folder=folders(name), ranks=Ranks(0, 0, 1), stop=StopRequest(), console=Console(stream),
-                tracker=Tracker(place / "stage" / "metrics.jsonl", kind),
-                reward_function=reward_function.find(f"{place}/mine.py:shorter"),
-            )  # fmt: skip
-            seed_everything(0)
-            result = RUN[kind](context)
-        lines = [line for line in read_metrics(place / "stage" / "metrics.jsonl") if line["split"] == "train"]
-        found: dict[str, Any] = {"said": said.read_text(), "metrics": result.metrics}
-        for line in lines:
-            found.setdefault(line["name"], []).append(line["value"])
-        found["weights"] = sealed_tensors(place / "stage")
-        return found
+        return run_stage(place, kind, folders(name), adapter, **settings)
 
     return go
 
@@ -160,12 +113,6 @@ def test_a_state_space_model_asks_for_other_modules(run, monkeypatch):
         run("sft", "mamba")
 
 
-def test_a_model_that_sees_is_refused(tmp_path, tiny_folder):
-    folder = written_vision_model(tmp_path / "seeing", tiny_folder)
-    with pytest.raises(TrivetError, match=r"model\.base: .*qwen2_vl.* name a text model"):
-        load_base(folder, ModelSettings(base="x"), frozen=True, precision="fp32")
-
-
 def test_the_table_names_them_all():
     rows = re.findall(r"^\| `(\w+)`", TABLE, re.MULTILINE)
-    assert sorted(rows) == sorted([*NAMES, "qwen2_vl"])
+    assert sorted(rows) == sorted([*NAMES, *seeing_configurations()])
