@@ -16,6 +16,8 @@ from data_prep.readers.formats import Purpose
 from data_prep.readers.turns import Pair, Parsed, Turns, is_empty, text_of
 from data_prep.records import Demonstration, Message, Origin, PreferencePair, Prompt, Split
 
+NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")
+"""Columns in which rows about pictures and sounds have them, beside turns that read like any others."""
 Made = Demonstration | PreferencePair | Prompt
 
 SPLITS: dict[str, Split] = {
@@ -42,6 +44,7 @@ def make_records(raw: RawRow, rows: Sequence[Parsed], purpose: Purpose, labelled
     Raises:
         RowFault: the row makes none, or one of its parts is at fault.
     """
+    _refuse_not_text(raw.fields)
     origin = _origin(raw)
     if purpose == "demonstrations":
         return [_demonstration(raw, parsed, origin) for parsed in rows]
@@ -54,6 +57,12 @@ def make_records(raw: RawRow, rows: Sequence[Parsed], purpose: Purpose, labelled
         _refuse_empty(answer, "answer")
         labelled.append(Labelled(parsed.prompt, answer, bool(parsed.label), origin))
     return None
+
+
+def _refuse_not_text(fields: Mapping[str, Any]) -> None:
+    for name in NOT_TEXT:
+        if fields.get(name) not in (None, "", [], {}):
+            raise RowFault("non_text_content", f"the row is about what its `{name}` holds, only text can be used")
 
 
 def pair_labelled(labelled: Sequence[Labelled]) -> tuple[list[PreferencePair], list[Origin]]:

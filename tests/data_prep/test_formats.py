@@ -285,6 +285,8 @@ FAULTS: list[tuple[str, str, dict[str, Any], str]] = [
     ("content", "empty_answer", {"messages": openai(U, EMPTY_A)}, ""),
     ("content", "empty_answer", {"messages": openai(U, EMPTY_A, U2, A2)}, ""),
     ("content", "non_text_content", {"messages": [IMAGE, *openai(A)]}, ""),
+    ("content", "non_text_content", {"messages": openai(U, A), "images": ["cat.png"]}, "its `images` holds"),
+    ("content", "non_text_content", {"instruction": "Hi?", "output": "a cat", "image": "cat.png"}, ""),
     ("content", "bad_tool_call", {"messages": [*openai(U), {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, ""),
     ("content", "bad_tool_call", {"messages": [*openai(U), {"role": "function_call", "content": "f(1)"}]}, ""),
     ("content", "bad_tools", {"messages": openai(U, A), "tools": "search"}, ""),
@@ -309,6 +311,11 @@ def _format_of(row: dict[str, Any]) -> str:
 
 def _read(spec: SourceSpec) -> ReadResult[Any]:
     return read_pairs(spec) if spec.format in ("preference", "hh") else read_demonstrations(spec)
+
+
+def test_a_column_of_pictures_that_is_empty_takes_no_row(write) -> None:
+    rows = [{**GOOD_ROWS["messages"], "images": empty} for empty in ([], None)]
+    assert len(_read(write(rows, "messages")).records) == 2
 
 
 @pytest.mark.parametrize(("kind", "reason", "row", "detail"), FAULTS)
