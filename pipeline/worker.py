@@ -160,6 +160,11 @@ def _run_alone(assignment: Assignment, stop: StopRequest, console: Console, rank
         tracker=tracker,
         reward_function=assignment.reward_function,
     )
+    if recipe.model.quantization != "none":
+        from pipeline.models.quantised import SLOW_ON_A_CPU, is_slow
+
+        if is_slow():
+            console.say(SLOW_ON_A_CPU)
     seed_everything(recipe.seed)
     stage: Stage = importlib.import_module(_STAGES[assignment.kind]).run
     result = stage(context)

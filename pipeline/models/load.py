@@ -13,8 +13,9 @@ from data_prep.chat import ChatFormatter, begins_with_bos
 from data_prep.templates import template_text
 from pipeline.artefact import TokenizerEntry
 from pipeline.durable import sha256_json
-from pipeline.errors import RecipeError, SourceUnreachableError, TrivetError
+from pipeline.errors import SourceUnreachableError, TrivetError
 from pipeline.faults import reach
+from pipeline.models.quantised import compute_one_way, quantization_config
 from pipeline.models.seeing import auto_class, keep_to_text, model_type, reads_images
 from pipeline.models.stream_forward import attend_in_streams
 from pipeline.recipe.schema import ModelSettings
@@ -106,7 +107,7 @@ def load_base(
         on_host: leave it in the host's memory instead, for an engine that spreads it over the ranks.
 
     Raises:
-        RecipeError: quantisation was asked for where there is no GPU for it.
+        RecipeError: quantisation was asked for and bitsandbytes is not installed.
         TrivetError: it is no language model, or one that reads images and does not take text alone.
         SourceUnreachableError: the files cannot be read, lack weights, or want code of their own to be run.
     """
@@ -180,14 +181,16 @@ def _options(settings: ModelSettings, frozen: bool, precision: str) -> dict[str,
     if settings.attention != "auto":
         options["attn_implementation"] = settings.attention
     if settings.quantization != "none":
-        options["quantization_config"] = _quantization(settings.quantization, options["dtype"])
-        options["device_map"] = {"": torch.cuda.current_device()}
+        options["quantization_config"] = quantization_config(settings.quantization, options["dtype"], device())
+        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     return options
 
 
 def _placed(model: Any, settings: ModelSettings, on_host: bool) -> PreTrainedModel:
     if settings.quantization == "none" and not on_host:
         model.to(device())
+    if settings.quantization != "none" and device().type == "cpu":
+        compute_one_way(model)
     model.config.use_cache = True
     if settings.attention == "auto":
         attend_in_streams(model)
@@ -209,21 +212,3 @@ def _dtype(settings: ModelSettings, frozen: bool, precision: str) -> torch.dtype
     # Weights that are trained stay in float32: updates of a small learning rate vanish in bfloat16's eight bits. Frozen
     # ones would be cast to bfloat16 in every forward pass anyway.
     return torch.bfloat16 if frozen and precision == "bf16" else torch.float32
-
-
-def _quantization(kind: str, compute: torch.dtype) -> Any:
-    if not torch.cuda.is_available():
-        raise RecipeError(
-            f"model.quantization: {kind} needs a CUDA GPU, which this machine lacks; use "
-            "`--set model.quantization=none`"
-        )
-    from transformers import BitsAndBytesConfig
-
-    if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if compute == torch.float32 else compute,
-    )

@@ -102,7 +102,7 @@ PPO_DECIDED = {
     "num_train_epochs": "write `episodes`: the answers sampled in all (prompts repeat as needed)",
     "num_sample_generations": _MEASURED,
     "compare_steps": "`select` says which policy is handed on: the best on held-out prompts, or the last",
-    "ratio_threshold": "no batch is skipped: clip_range and dual_clip bound a token's loss, stop_kl a rollout's passes",
+    "ratio_threshold": "write nothing: from a mean ratio above 10 on, nothing more is learnt of a rollout",
     "reward_model_path": "write `rewards: [{from: FOLDER_OR_HUB_ID}]`, or train one in a reward stage before this one",
     "sft_model_path": "write `policy`, the stage to start from; a model made elsewhere is `model.base`",
     "stop_token": "an answer ends where the chat template ends a turn",

@@ -56,7 +56,7 @@ class ModelSettings(Settings):
         description="Type of the base weights. auto: bfloat16 for a frozen base in a bf16 stage, else float32.",
     )
     quantization: Literal["none", "int8", "nf4"] = Field(
-        "none", description="Quantise the frozen base with bitsandbytes (needs an adapter and a GPU)."
+        "none", description="Quantise the frozen base with bitsandbytes (needs an adapter; slower on a CPU)."
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from data_prep.records import Origin
+from pipeline import checkpoint
 
 _MOST_NAMED = 8
 
@@ -42,9 +44,19 @@ class StepRows:
         batches = self._batches[-1:] if last_only else self._batches
         found = sorted({index for batch in batches for index in rows_in(batch, data)})
         known = len(origins) == len(data)
-        names = [f"{origins[index].source}:{origins[index].row}" if known else str(index) for index in found]
-        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-        return ", ".join(names[:_MOST_NAMED]) + more
+        return named([f"{origins[index].source}:{origins[index].row}" if known else str(index) for index in found])
+
+
+def named(names: Sequence[str]) -> str:
+    """The first few of many rows, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def last_complete(folder: Path) -> str:
+    """Which checkpoint a stage would go on from, in words."""
+    last = checkpoint.newest_marked(folder)
+    return f"{last.name} in {last.parent} is the last complete one" if last else "no checkpoint is complete yet"
 
 
 def rows_in(batch: Any, data: Any) -> list[int]:

@@ -31,7 +31,7 @@ from pipeline.recipe.engines import stage_engine
 from pipeline.recipe.stage_settings import OfflineSettings
 from pipeline.runtime import barrier, resolve_precision, seed_everything
 from pipeline.stages import spreading
-from pipeline.stages.batch_rows import StepRows
+from pipeline.stages.batch_rows import StepRows, last_complete
 from pipeline.stages.fully_sharded import FullyShardedTrainer, spread_each_batch
 from pipeline.stages.spreading import Before, BeginCallback
 
@@ -178,8 +178,7 @@ class CommittedTrainer(FullyShardedTrainer):
 
     def _not_finite(self, what: str, value: float, *, last_only: bool) -> TrivetError:
         rows = self.step_rows.told(self.train_dataset, self.origins, last_only=last_only) if self.step_rows else ""
-        last = checkpoint.newest_marked(Path(str(self.args.output_dir)))
-        kept = f"{last.name} in {last.parent} is the last complete one" if last else "no checkpoint is complete yet"
+        kept = last_complete(Path(str(self.args.output_dir)))
         return TrivetError(
             f"the {what} became {value} at step {self.state.global_step + 1}; training stopped and nothing of this "
             f"step is kept; {kept}{f'. It was computed on rows {rows}' if rows else ''}. Lower learning_rate, set "

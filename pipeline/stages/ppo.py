@@ -43,8 +43,8 @@ from pipeline.stages.ppo_setup import (
 )
 from pipeline.stages.ppo_spreading import Spreader
 from pipeline.stages.ppo_state import Keeper, Progress, require_same_launch
-from pipeline.stages.ppo_update import Learner
-from pipeline.stages.ppo_watch import as_figures, sentence, turn_so_far
+from pipeline.stages.ppo_update import Learner, NotFiniteError, UpdateReport
+from pipeline.stages.ppo_watch import as_figures, not_finite, ratio_warnings, sentence, turn_so_far
 from pipeline.stages.prompts import PromptRow
 from pipeline.stages.round_trip import require_same_policy
 
@@ -217,8 +217,12 @@ class _Loop:
             )
             return ""
         with times("train"):
-            report = self._learner.learn(minibatches, number, value_only=number < settings.value_warmup)
+            try:
+                report = self._learner.learn(minibatches, number, value_only=number < settings.value_warmup)
+            except NotFiniteError as error:
+                raise not_finite(error, self._context, number + 1, episodes) from error
         reach("rollout.learned")
+        self._watch_ratios(report, metrics["rollout/logp_diff_mean"], number + 1)
         progress.first_maxdev = max(progress.first_maxdev, report.first_maxdev)
         progress.rollouts += 1
         progress.scores.append(metrics["objective/score"])
@@ -237,6 +241,11 @@ class _Loop:
             self._context.tracker.log(progress.rollouts, "train", metrics)
             _write_samples(self._context, progress.rollouts, episodes, scores, divergences)
         return f"score {metrics['objective/score']:.3f}  KL {metrics['objective/kl_seq']:.2f}"
+
+    def _watch_ratios(self, report: UpdateReport, sampler_apart: float, rollout: int) -> None:
+        precision = resolve_precision(self._settings.precision)
+        for told in ratio_warnings(report, sampler_apart, rollout, precision):
+            self._context.console.say(told)
 
     def _consider(self, progress: Progress) -> None:
         """Measure the policy as it is, and select it if it is the best so far."""

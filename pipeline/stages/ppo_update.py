@@ -36,9 +36,27 @@ _SCHEDULES: dict[str, Callable[[float], float]] = {
 ADAM_EPS = 1e-5
 """Larger than usual, as in the implementations that PPO's known results come from (arXiv 2403.17031)."""
 
+RATIO_EXPLODED = 10.0
+"""Mean ratio of a minibatch beyond which nothing is learnt from it, as in TRL's PPO (`ratio_threshold`)."""
+
 Row = tuple[Sequence[int], Sequence[bool]]
 Draw = Callable[[int], Sequence[Row]]
 """Gives demonstrations to mix into a step: this rank's rows of them, for the number of the step."""
+
+
+class NotFiniteError(TrivetError):
+    """A loss or gradient that is not finite; no parameter has taken it in.
+
+    Args:
+        message: what became what, and when.
+        minibatch: which one of the rollout, from 0.
+        rows: episodes of the rollout that it was computed on, on all ranks.
+    """
+
+    def __init__(self, message: str, minibatch: int, rows: Sequence[int]):
+        super().__init__(message)
+        self.minibatch = minibatch
+        self.rows = tuple(rows)
 
 
 @dataclass(slots=True)
@@ -52,6 +70,10 @@ class UpdateReport:
     weights: dict[str, float] = field(default_factory=dict)
     ratio_max: float = 0.0
     stopped_early: bool = False
+    first_mean: float = 1.0
+    """Mean ratio of the first minibatch, before the policy has changed: 1, for the same reason."""
+    exploded: float | None = None
+    """Mean ratio of the minibatch for which learning from this rollout ended, if one was beyond all bounds."""
 
     def add(self, name: str, value: float, weight: float = 1.0) -> None:
         """Take a value into the mean of that name."""
@@ -84,6 +106,7 @@ class Learner:
         self._draw = draw
         self._pad_id = pad_id
         self.steps = 0
+        self._minibatch = 0
         self._rollouts = rollouts
         self._peaks = {POLICY: settings.learning_rate, VALUE: settings.value_learning_rate or settings.learning_rate}
         self.optimisers = {
@@ -107,7 +130,8 @@ class Learner:
             value_only: leave the policy as it is (critic warm-up).
 
         Raises:
-            TrivetError: a loss or gradient that is not finite; no parameter has taken it in.
+            NotFiniteError: a loss or gradient is not finite; no parameter has taken it in.
+            TrivetError: ratios exploded where an engine cannot take gradients back.
         """
         for role, rate in self.rates(rollout).items():
             for group in self.optimisers[role].param_groups:
@@ -116,6 +140,7 @@ class Learner:
         order = random.Random(rollout)
         for _ in range(self._settings.epochs):
             for index in order.sample(range(len(minibatches)), len(minibatches)):
+                self._minibatch = index
                 if not self._step(minibatches[index], report, value_only):
                     report.stopped_early = True
                     return report
@@ -157,14 +182,19 @@ class Learner:
                 total = loss - settings.entropy_coef * masked_mean(found.entropies_BR, micro.mask_BR, tokens)
             self._roles.backward(total, last=number == len(minibatch) and not demonstrations)
             # The loss is this micro-batch's part of the step's; all else is a mean over its tokens.
-            seen.append({"loss": loss.item(), **{k: float(v) for k, v in diagnostics._asdict().items()}})
+            seen.append(_seen(micro, loss, diagnostics))
         if self._draw is not None:
             report.add("policy/ptx_loss", self._learn_demonstrations(demonstrations))
         everywhere = gather_lists(seen)
+        ratio = _token_mean(everywhere, "ratio_mean")
+        if report.steps == 0:
+            report.first_mean = ratio
         if settings.stop_kl is not None and _token_mean(everywhere, "approx_kl_k3") > settings.stop_kl:
             self.optimisers[POLICY].zero_grad(set_to_none=True)
             return False
-        self._apply(POLICY, sum(each["loss"] for each in everywhere), report)
+        if self._has_exploded(ratio, report):
+            return False
+        self._apply(POLICY, everywhere, report)
         if report.steps == 0:
             report.first_maxdev = max(each["ratio_maxdev"] for each in everywhere)
         report.ratio_max = max(report.ratio_max, *(each["ratio_max"] for each in everywhere))
@@ -181,9 +211,9 @@ class Learner:
             clip = self._settings.value_clip
             loss, diagnostics = value_loss(values, micro.values_BR, micro.returns_BR, micro.mask_BR, clip, tokens)
             self._roles.backward(loss, last=number == len(minibatch))
-            seen.append({"loss": loss.item(), **{k: float(v) for k, v in diagnostics._asdict().items()}})
+            seen.append(_seen(micro, loss, diagnostics))
         everywhere = gather_lists(seen)
-        self._apply(VALUE, sum(each["loss"] for each in everywhere), report)
+        self._apply(VALUE, everywhere, report)
         report.add("value/clipfrac", _token_mean(everywhere, "clipfrac"))
 
     def _demonstrations(self, rows: Sequence[Row]) -> list[ScoringBatch]:
@@ -201,31 +231,52 @@ class Learner:
             parts.append(loss.item())
         return sum(gather_lists(parts))
 
-    def _apply(self, role: str, loss: float, report: UpdateReport) -> None:
+    def _has_exploded(self, ratio: float, report: UpdateReport) -> bool:
+        """Whether a minibatch's ratios are beyond all bounds, on all ranks alike; its gradients are gone then.
+
+        Raises:
+            TrivetError: they are, and an engine cannot take gradients back.
+        """
+        # One that is no number is the loss's business.
+        if not ratio > RATIO_EXPLODED:
+            return False
+        if self._roles.engine(POLICY) is not None:
+            raise TrivetError(
+                f"the mean importance ratio became {ratio:.3g} at optimiser step {self.steps + 1} (bound "
+                f"{RATIO_EXPLODED:g}); it did not reach the weights. Lower learning_rate or epochs"
+            )
+        self.optimisers[POLICY].zero_grad(set_to_none=True)
+        report.exploded = ratio
+        return True
+
+    def _apply(self, role: str, everywhere: Sequence[Mapping[str, Any]], report: UpdateReport) -> None:
         """Sum gradients over ranks, clip them, and step, unless something is not finite."""
+        loss = sum(each["loss"] for each in everywhere)
         engine = self._roles.engine(role)
         if engine is None:
             parameters = self._roles.trainable(role)
             _sum_gradients(parameters)
             norm = spoil("ppo.gradient", float(clip_grad_norm_(parameters, self._settings.max_grad_norm)))
-            self._require_finite(role, loss, norm)
+            self._require_finite(role, everywhere, norm)
             self.optimisers[role].step()
             self.optimisers[role].zero_grad(set_to_none=True)
         else:
-            self._require_finite(role, loss)
+            self._require_finite(role, everywhere)
             norm = spoil("ppo.gradient", engine.step())
             # It takes no step for such a gradient.
-            self._require_finite(role, loss, norm)
+            self._require_finite(role, everywhere, norm)
         report.add(f"{role}/loss", loss)
         report.add(f"{role}/grad_norm", norm)
 
-    def _require_finite(self, role: str, loss: float, norm: float = 0.0) -> None:
-        for what, value in (("loss", loss), ("gradient norm", norm)):
+    def _require_finite(self, role: str, everywhere: Sequence[Mapping[str, Any]], norm: float = 0.0) -> None:
+        for what, value in (("loss", sum(each["loss"] for each in everywhere)), ("gradient norm", norm)):
             if not math.isfinite(value):
-                raise TrivetError(
+                guilty = [each for each in everywhere if not math.isfinite(each["loss"])] or everywhere
+                raise NotFiniteError(
                     f"the {role}'s {what} became {value} at optimiser step {self.steps + 1}; it did not reach the "
-                    "weights, the last complete checkpoint is kept. Lower learning_rate, raise kl_coef, or use "
-                    "precision: fp32"
+                    "weights",
+                    self._minibatch,
+                    sorted({row for each in guilty for row in each["rows"]}),
                 )
 
     def _denominator(self, tokens: float, rows: float) -> float:
@@ -269,6 +320,12 @@ def _sum_gradients(parameters: Sequence[Parameter]) -> None:
 
 def _over_ranks(mine: Sequence[float]) -> float:
     return sum(gather_lists(list(mine)))
+
+
+def _seen(micro: MicroBatch, loss: Tensor, diagnostics: Any) -> dict[str, Any]:
+    return {
+        "loss": loss.item(), "rows": list(micro.rows), **{k: float(v) for k, v in diagnostics._asdict().items()},
+    }  # fmt: skip
 
 
 def _token_mean(everywhere: Sequence[Mapping[str, Any]], name: str) -> float:

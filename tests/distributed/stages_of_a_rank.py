@@ -125,7 +125,10 @@ def ppo_context(case: dict[str, Any], folder: Path, ranks: Ranks, stop: StopRequ
         "reward_1": described(parents / "reward_1", base, form, "reward_model", "reward"),
     }
     settings = {**PPO, **case.get("settings", {})}
-    context = stage_context(folder, base, adapter, parents=made, ranks=ranks, stop=stop, **settings)
+    context = stage_context(
+        folder, base, adapter, parents=made, ranks=ranks, stop=stop,
+        quantization=case.get("quantization", "none"), **settings,
+    )  # fmt: skip
     return replace(context, console=Ear())
 
 
@@ -136,11 +139,14 @@ def context_of(case: dict[str, Any], folder: Path, ranks: Ranks, stop: StopReque
     recipe = Recipe.model_validate(
         {
             "name": "x",
-            "model": {"base": BASE, "adapter": case.get("adapter") or {"r": 4, "alpha": 8}},
+            "model": {
+                "base": BASE, "adapter": case.get("adapter") or {"r": 4, "alpha": 8},
+                "quantization": case.get("quantization", "none"),
+            },
             "data": DATA,
             "stages": {kind: {"kind": kind, **TRAINING, **case.get("settings", {})}},
         }
-    )
+    )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     return StageContext(
         recipe=recipe, stage=kind, folder=folder, parents={}, base=identify(BASE, None),

@@ -127,6 +127,9 @@ def test_values_that_are_no_numbers(failing, through):
         if fault.startswith(("loss", "gradient")):
             assert f" in {run.folder.parent}" in sentence and "is the last complete one" in sentence, sentence
             assert "It was computed on rows builtin:alpaca_sample:" in sentence, sentence
+        if fault.startswith("ppo."):
+            assert "(rollout " in sentence and "answers to the prompts of rows builtin:" in sentence, sentence
+            assert "is the last complete one" in sentence or "no checkpoint is complete yet" in sentence, sentence
         assert "failed" in run.statuses().values()
         for weights in run.inside("*/checkpoints/*/*.safetensors"):
             assert all(torch.isfinite(tensor).all() for tensor in loaded(weights).values())

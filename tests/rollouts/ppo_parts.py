@@ -249,6 +249,7 @@ def stage_context(
     stop: StopRequest | None = None,
     data: dict[str, Any] | None = None,
     seed: int = 0,
+    quantization: str = "none",
     **ppo: Any,
 ) -> StageContext:
     """A stage as its worker starts it, in a folder that may hold an interrupted attempt: four rollouts of eight.
@@ -270,7 +271,7 @@ def stage_context(
     recipe = Recipe.model_validate({
         "name": "x",
         "seed": seed,
-        "model": {"base": BASE, "adapter": adapter},
+        "model": {"base": BASE, "adapter": adapter, "quantization": quantization},
         "data": {"sft": {"sources": [{"path": str(rows)}]}, **(data or {})},
         "stages": {**{name: {"kind": name} for name in ("reward",) if parents}, "ppo": settings},
     })  # fmt: skip

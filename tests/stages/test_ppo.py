@@ -385,8 +385,11 @@ def test_patience_survives_a_resume(start, monkeypatch):
 def test_a_loss_that_is_not_finite_is_a_sentence(start, monkeypatch):
     monkeypatch.setattr("pipeline.rollouts.collect.whiten", lambda x, mask, moments: x * math.nan)
     context = start()
-    with pytest.raises(TrivetError, match="the policy's loss became nan at optimiser step 1"):
+    with pytest.raises(TrivetError, match="the policy's loss became nan at optimiser step 1") as caught:
         ppo.run(context)
+    said = str(caught.value)
+    assert "(rollout 1, minibatch " in said and "no checkpoint is complete yet" in said
+    assert "answers to the prompts of rows " in said and "rows.jsonl:" in said
     assert newest_complete(context.checkpoints)[0] is None
 
 

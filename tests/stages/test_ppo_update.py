@@ -17,6 +17,7 @@ from pipeline.models.roles import POLICY, VALUE
 from pipeline.rollouts.collect import MicroBatch
 from pipeline.stages import ppo_update
 from pipeline.stages.ppo_update import Learner, UpdateReport
+from pipeline.stages.ppo_watch import ratio_warnings
 from tests.rollouts.ppo_parts import (
     ALONE,
     LORA,
@@ -605,3 +606,41 @@ def test_full_models_in_bfloat16_weights_learn_too(make, monkeypatch):
         trunk.to(torch.bfloat16)
     report = learn(parts)
     assert report.first_maxdev == 0.0 and math.isfinite(report.means()["value/loss"])
+
+
+# Ratios that no rounding explains
+
+
+def planted(parts, minibatches, shift):
+    """Old log-probabilities as of another temperature or template: all of them off by as much."""
+    for micro in minibatches[0]:
+        micro.old_logps_BR.sub_(shift)
+    return learn(parts, minibatches)
+
+
+def test_an_honest_rollout_says_nothing(make):
+    report = learn(make())
+    assert report.first_mean == 1.0 and report.exploded is None
+    assert ratio_warnings(report, 0.05, 1, "fp32") == []
+
+
+def test_a_mismatch_before_the_first_step_is_said(make):
+    parts = make(per_device_batch_size=4)
+    report = planted(parts, rollout(parts), 0.1)
+    [told] = ratio_warnings(report, 0.0, 3, "bf16")
+    assert told.startswith("rollout 3: the mean ratio is 1.1") and "precision, temperature or template" in told
+
+
+def test_a_sampler_that_disagrees_is_said(make):
+    [told] = ratio_warnings(UpdateReport(), 0.4, 2, "bf16")
+    assert "sampling engine's log-probabilities are 0.4 nats" in told and "temperature, chat template" in told
+
+
+def test_ratios_beyond_all_bounds_teach_nothing(make):
+    parts = make(per_device_batch_size=4)
+    before = trainable(parts, POLICY)
+    report = planted(parts, rollout(parts), 3.0)
+    assert report.exploded == pytest.approx(math.exp(3), rel=1e-3) and report.stopped_early and report.steps == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, trainable(parts, POLICY), strict=True))
+    assert all(parameter.grad is None for parameter in parts.roles.trainable(POLICY))
+    assert "over 10: nothing is learnt" in ratio_warnings(report, 0.0, 1, "fp32")[-1]
