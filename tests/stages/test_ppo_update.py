@@ -554,7 +554,8 @@ def test_learning_raises_what_was_good(make):
 
 
 def test_the_value_model_learns_returns(make):
-    parts = make(value_learning_rate=1e-2, learning_rate=1e-30, epochs=30, per_device_batch_size=12)
+    # After 30 passes 0.22 is left on one machine, less on another; after 60 about 0.06.
+    parts = make(value_learning_rate=1e-2, learning_rate=1e-30, epochs=60, per_device_batch_size=12)
     minibatches = rollout(parts)
     learn(parts, minibatches)
     micro = minibatches[0][0]
