@@ -151,3 +151,29 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(new_run, warm):
     assert outcome["code"] == 75 and "is saved, run the same command again" in outcome["sentence"]
     assert run.statuses()["sft"] == "interrupted"
     assert run.left_behind() == {}
+
+
+def test_two_engines_in_one_run_killed_under_each_and_not_a_bit_of_difference(run_in, tmp_path, warm):
+    """SFT under ZeRO-2, DPO under ZeRO-3, through the launcher; what no kill touched is forked."""
+    options = ("--until", "dpo", "--set", "stages.sft.deepspeed=zero2", "--set", "stages.dpo.deepspeed=zero3")
+    options += ("--set", "stages.sft.max_steps=4", "--set", "stages.dpo.max_steps=4")
+    run, straight = (run_in(tmp_path / name / "run", options) for name in ("killed", "straight"))
+    run.warm = straight.warm = warm
+    straight.go_ranks()
+    for stage, shards in (("sft", "mp_rank_00_model*"), ("dpo", "zero_pp_rank_1_*_model*")):
+        process = run.start("torchrun")
+        saved = f"{stage}-*/checkpoints/checkpoint-2"
+        assert run.wait_for(lambda saved=saved: run.inside(f"{saved}/COMPLETE.json"), process), run.said()
+        of_engine = run.inside(f"{saved}/global_step2/{shards}")
+        os.kill(process.pid if stage == "dpo" else of_rank(run, "worker", 1), signal.SIGKILL)
+        assert process.wait(SECONDS) != 0 and run.left_behind() == {}
+        assert of_engine and not run.inside(f"{stage}-*/manifest.json"), f"killed in the middle of {stage}"
+    run.go_ranks()
+    assert "going on from step" in run.said()
+    for stage in ("sft", "dpo"):
+        assert run.weights(stage) == straight.weights(stage)
+        for name in ("loss", "grad_norm"):
+            mine, theirs = (
+                [(line["step"], line["value"]) for line in each.lines(stage, name)] for each in (run, straight)
+            )
+            assert mine == theirs and [step for step, _ in mine] == [2, 4]
