@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.test_engines_agree import PPO, TOLERANCE, launched
-from tests.distributed.test_engines_agree import case as plain_case
+from tests.distributed.cases import PPO
+from tests.distributed.cases import case as plain_case
+from tests.distributed.test_engines_agree import TOLERANCE, launched
 
 pytestmark = pytest.mark.slow
 ENGINES = {
