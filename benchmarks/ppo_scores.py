@@ -34,6 +34,7 @@ from evaluation.scores import RewardScorer, attach_members
 from pipeline.artefact import Artefact, open_artefact
 from pipeline.context import seen_prompts
 from pipeline.models import adapters
+from pipeline.models.forward import trunk_of
 from pipeline.models.load import load_base, load_classifier, load_tokenizer
 from pipeline.models.reward_model import head_of, read_spec
 from pipeline.models.source import identify, materialise
@@ -113,12 +114,13 @@ def _whole_models(base: Path, recipe: Recipe, stages: dict[str, Artefact], folde
     """SFT policy and reward model as models of their own, the head in deviations of the reference answers."""
     _merged(base, recipe, stages["sft"], folder / "policy")
     if not (folder / "reward" / "config.json").is_file():
-        model: Any = load_classifier(base, recipe.model, frozen=True, precision="fp32")
-        model = adapters.attach_reward(model, stages["reward"].weights, "reward")
-        model.set_adapter("reward")
-        whole = model.merge_and_unload()
-        head = head_of(stages["reward"].weights)
-        whole.score.weight.data.copy_(head.weight / read_spec(stages["reward"]).scale)
+        weights = stages["reward"].weights
+        policy = adapters.attach_reward(load_base(base, recipe.model, frozen=True, precision="fp32"), weights, "reward")
+        policy.set_adapter("reward")
+        trunk = trunk_of(policy.merge_and_unload())
+        whole: Any = load_classifier(base, recipe.model, frozen=True, precision="fp32")
+        trunk_of(whole).load_state_dict(trunk.state_dict())
+        whole.score.weight.data.copy_(head_of(weights).weight / read_spec(stages["reward"]).scale)
         whole.save_pretrained(folder / "reward")
     return folder
 
