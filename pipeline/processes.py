@@ -82,7 +82,8 @@ def run_worker(assignment: Assignment, ranks: Ranks, peers: Peers, port: int, lo
             except BrokenPipeError:
                 pass
             mine = _wait(worker, peers, ranks, hears)
-        return _first_fault(mine, peers, ranks)
+            # In here too: once a rank has died a launcher asks all to stop, and whose death it was is not known yet.
+            return _first_fault(mine, peers, ranks)
     finally:
         for descriptor in filter(None, (hears, tells, speaks)):
             os.close(descriptor)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,6 +13,9 @@ from typing import Any
 import pytest
 
 from pipeline import processes
+from pipeline.assignment import Assignment
+from pipeline.models.source import BaseIdentity
+from pipeline.runtime import Ranks
 
 ASSIGNMENT = SimpleNamespace(settings={})
 CORES = len(os.sched_getaffinity(0))
@@ -165,6 +170,35 @@ def test_a_rank_that_has_left_after_its_word_is_not_missed() -> None:
 
 def test_a_reason_of_its_own_stands_whoever_is_gone() -> None:
     assert _asked_of({0: {**OWN, "rank": 0, "order": 1}}, 2, frozenset({1}))["sentence"] == OWN["sentence"]
+
+
+def test_being_asked_to_stop_because_a_rank_died_does_not_hide_whose_death_it_was(monkeypatch, tmp_path) -> None:
+    """A launcher asks all to stop as soon as one is dead, while the first rank still waits for that one's word."""
+
+    def asked_twice() -> dict[int, Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {0: {**BROKEN, "rank": 0, "order": 1}}
+
+    def ends(number: int, frame: Any) -> None:
+        raise AssertionError("ended before the dead rank was found")
+
+    worker = SimpleNamespace(stdin=io.BytesIO())
+    peers: Any = SimpleNamespace(outcomes=asked_twice, gone=lambda: frozenset({1}), any_failed=lambda: True)
+    base = BaseIdentity("builtin:tiny-llama", None, "0")
+    assignment = Assignment(
+        stage="sft", kind="sft", key="0", algorithm_version=1, settings={}, recipe={}, folder="", run_dir="",
+        parents={}, base=base, base_folder="",
+    )  # fmt: skip
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(Popen=lambda *a, **k: worker, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(processes, "_wait", lambda *a: {**BROKEN, "rank": 0})
+    monkeypatch.setattr(processes.FLAG, "asked", False)
+    before = signal.signal(signal.SIGTERM, ends)
+    try:
+        found = processes.run_worker(assignment, Ranks(0, 0, 2), peers, 1, tmp_path / "log")
+        assert processes.FLAG.asked and signal.getsignal(signal.SIGTERM) is ends
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert found["rank"] == 1 and found["sentence"].startswith("is gone without a word")
 
 
 def test_nobody_waits_for_ever_for_the_word_of_a_rank_that_lives(monkeypatch) -> None:
