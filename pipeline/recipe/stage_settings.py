@@ -26,7 +26,7 @@ class StageSettings(Settings):
     learning_rate: PositiveFloat
     per_device_batch_size: PositiveInt = Field(4, description="Rows per forward pass on one process.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Arithmetic of the forward pass; auto: bf16 where the hardware has it, else fp32."
+        "auto", description="Arithmetic of the forward pass; auto: bf16 where the hardware is faster in it, else fp32."
     )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after warm-up.")
     warmup_ratio: Fraction = Field(0.05, description="Share of the steps with a rising learning rate.")

@@ -163,13 +163,30 @@ def test_what_is_asked_for_is_what_is_used(setting):
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
-    [({"avx512_bf16"}, "bf16"), ({"amx_bf16", "sse"}, "bf16"), ({"avx2"}, "fp32"), (set(), "fp32")],
+    ("maker", "flags", "expected"),
+    [
+        ("AuthenticAMD", {"avx512_bf16"}, "bf16"),
+        ("GenuineIntel", {"avx512_bf16"}, "fp32"),
+        ("GenuineIntel", {"avx512_bf16", "amx_bf16"}, "bf16"),
+        ("AuthenticAMD", {"avx2"}, "fp32"),
+        ("", set(), "fp32"),
+    ],
 )
-def test_auto_is_bf16_only_where_the_processor_computes_in_it(monkeypatch, flags, expected):
+def test_auto_is_bf16_only_where_the_processor_is_faster_in_it(monkeypatch, maker, flags, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(runtime, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(runtime, "_cpu", lambda: (maker, frozenset(flags)))
     assert resolve_precision("auto") == expected
+
+
+def test_what_the_processor_is_stands_in_the_systems_own_words(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu sse amx_bf16\n\n")
+    monkeypatch.setattr(runtime, "Path", lambda name: tmp_path / "cpuinfo")
+    runtime._cpu.cache_clear()
+    assert runtime._cpu() == ("GenuineIntel", frozenset({"fpu", "sse", "amx_bf16"}))
+    (tmp_path / "cpuinfo").unlink()
+    runtime._cpu.cache_clear()
+    assert runtime._cpu() == ("", frozenset())
+    runtime._cpu.cache_clear()
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])
