@@ -42,7 +42,7 @@ def main() -> None:
         "batch_size": options.batch_size, "accumulation": options.accumulation, "steps": options.steps + 1,
         "max_length": options.max_length, "bf16": bf16, "peer_dtype": options.peer_dtype,
         "adapter_layers": options.adapter_layers, "peer_layers": options.peer_layers, "answer": options.answer,
-        "ppo_epochs": options.ppo_epochs, "passes": options.passes,
+        "ppo_epochs": options.ppo_epochs, "passes": options.passes, "value_trunk": options.value_trunk,
     }  # fmt: skip
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,6 +92,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=128, help="most tokens of a prompt of PPO")
     parser.add_argument("--answer", type=int, default=48, help="most tokens of an answer of PPO")
     parser.add_argument("--ppo-epochs", type=int, default=4, help="passes over each rollout")
+    parser.add_argument(
+        "--value-trunk", choices=("own", "policy"), default="own", help="of PPO on our side; the peer's is a model"
+    )
     parser.add_argument("--json", metavar="FILE", help="write all figures here")
     options = parser.parse_args()
     if options.stage == "ppo" and options.trl is None:

@@ -59,13 +59,14 @@ def _scores(roles: Roles, episodes: list[Episode], layout: Any, pad: int) -> lis
     return [found[index] for index in range(len(episodes))]
 
 
-def four_roles(base: Path, layers: str, precision: str) -> tuple[Any, Roles]:
+def four_roles(base: Path, layers: str, precision: str, value_trunk: str = "own") -> tuple[Any, Roles]:
     """The policy's model and all roles.
 
     Args:
         base: folder of the base model.
         layers: that carry adapters: all, or top-N.
         precision: bf16 or fp32.
+        value_trunk: what the value head stands on: an adapter of its own, or the policy's.
     """
     settings = ModelSettings(base=str(base), adapter=AdapterSettings(r=16, alpha=32, layers=layers))
     assert settings.adapter != "none"
@@ -77,11 +78,13 @@ def four_roles(base: Path, layers: str, precision: str) -> tuple[Any, Roles]:
         model.add_adapter(name, model.peft_config[adapters.TRAINED])
     without_dropout(model).eval()
     trunk = trunk_of(model)
-    names = {POLICY: adapters.TRAINED, REFERENCE: None, VALUE: VALUE, REWARD: REWARD}
+    of_value = adapters.TRAINED if value_trunk == "policy" else VALUE
+    names = {POLICY: adapters.TRAINED, REFERENCE: None, VALUE: of_value, REWARD: REWARD}
+    trained = ((POLICY, adapters.TRAINED), (VALUE, VALUE))
     trunks = {
         role: Trunk(
             module=trunk, shared=model, adapter=name,
-            trainable=adapter_parameters(model, name) if name and role in (POLICY, VALUE) else (),
+            trainable=adapter_parameters(model, name) if (role, name) in trained else (),
         )
         for role, name in names.items()
     }  # fmt: skip
