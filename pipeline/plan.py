@@ -36,7 +36,7 @@ _NOT_IN_KEYS: dict[str, Any] = {
 }
 """Names of earlier stages, whose keys count instead, and what says whether or where a stage runs, not what it makes."""
 _LATER = {
-    "reward": ("seed",), "ppo": ("stop_at_turn",),
+    "reward": ("seed",), "ppo": ("stop_at_turn", "value_trunk", "value_coef"),
     "dpo": ("eval_every", "eval_prompts", "max_new_tokens", "select", "stop_at_turn"),
 }  # fmt: skip
 """Settings that keys leave out at their default: artefacts from before there was a choice have them unsaid."""

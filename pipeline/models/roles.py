@@ -90,6 +90,12 @@ class Roles:
         head = self._heads.get(role)
         return (*self._trunks[role].trainable, *(head.parameters() if head is not None else ()))
 
+    @property
+    def value_reads_policy(self) -> bool:
+        """Whether the value head stands on the policy's trunk, so that one pass gives what both say."""
+        mine, value = self._trunks[POLICY], self._trunks.get(VALUE)
+        return value is not None and value.module is mine.module and value.adapter == mine.adapter
+
     def train_through(self, role: str, engine: RoleEngine) -> None:
         """Send a role's passes through the engine that trains it."""
         self._engines[role] = engine
@@ -111,16 +117,33 @@ class Roles:
 
         def work() -> TokenScores:
             states = batch.before_responses(self._hidden(role, batch))
-            with self._autocast():
-                return self._vocabulary[role].scores(
-                    states,
-                    batch.response_ids_BR.to(states.device),
-                    temperature=temperature,
-                    entropy=entropy,
-                    mask_BR=batch.response_mask_BR.to(states.device),
-                )
+            return self._token_scores(role, states, batch, temperature, entropy=entropy)
 
         return self._through(role, work)
+
+    def logps_and_values(
+        self, batch: ResponseBatch, temperature: float, *, entropy: bool = False
+    ) -> tuple[TokenScores, Tensor]:
+        """What `logps` of the policy and `values` give, from one pass, where the value head stands on its trunk."""
+
+        def work() -> tuple[TokenScores, Tensor]:
+            states = batch.before_responses(self._hidden(POLICY, batch))
+            found = self._token_scores(POLICY, states, batch, temperature, entropy=entropy)
+            return found, values_at(states, self._heads[VALUE])
+
+        return self._through(POLICY, work)
+
+    def _token_scores(
+        self, role: str, states: Tensor, batch: ResponseBatch, temperature: float, *, entropy: bool
+    ) -> TokenScores:
+        with self._autocast():
+            return self._vocabulary[role].scores(
+                states,
+                batch.response_ids_BR.to(states.device),
+                temperature=temperature,
+                entropy=entropy,
+                mask_BR=batch.response_mask_BR.to(states.device),
+            )
 
     def demonstration_logps(self, batch: ScoringBatch) -> Tensor:
         """log pi of every response token of demonstrations (B, T - 1), 0 elsewhere, at temperature 1."""
@@ -139,10 +162,14 @@ class Roles:
         return self.demonstration_logps(batch).sum(-1)
 
     def values(self, batch: ResponseBatch) -> Tensor:
-        """V(x, y_<r) before every response token (B, R), in float32."""
-        return self._through(
-            VALUE, lambda: values_at(batch.before_responses(self._hidden(VALUE, batch)), self._heads[VALUE])
-        )
+        """V(x, y_<r) before every response token (B, R), in float32; of the policy's trunk only the head learns."""
+
+        def work() -> Tensor:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.value_reads_policy):
+                hidden = self._hidden(VALUE, batch)
+            return values_at(batch.before_responses(hidden), self._heads[VALUE])
+
+        return self._through(VALUE, work)
 
     def scores(self, role: str, batch: ResponseBatch) -> Tensor:
         """A reward role's raw score of each prompt with its response (B,), read at the response's last token."""

@@ -38,6 +38,9 @@ def check_ppo(recipe: Recipe, name: str, stage: PpoSettings) -> Iterator[Problem
         yield Problem((*at, "overlong_buffer"), f"is longer than max_new_tokens ({stage.max_new_tokens})")
     if stage.value_init == "reward" and not _from_stage(recipe, name):
         yield Problem((*at, "value_init"), "there is no reward stage to start from; use zero")
+    elif stage.value_init == "reward" and stage.value_trunk == "policy":
+        text = "would have the policy's layers start as the reward model's; use zero, or value_trunk: own"
+        yield Problem((*at, "value_init"), text)
 
 
 def check_reward_function(recipe: Recipe, given: str | None, places: Places | None = None) -> None:
@@ -124,6 +127,7 @@ def _unused(recipe: Recipe, name: str, stage: PpoSettings, at: KeyPath) -> Itera
     engine, from_stage = stage.rollout_engine, _from_stage(recipe, name)
     needs: dict[tuple[str, ...], tuple[str, bool]] = {
         ("kl_horizon",): ("kl_target", stage.kl_target is not None),
+        ("value_coef",): ("value_trunk: policy", stage.value_trunk == "policy"),
         ("overlong_penalty",): ("overlong_buffer", stage.overlong_buffer > 0),
         ("normalise_scores",): ("a reward stage among the rewards", from_stage),
         # Asking nothing is true of any reward.

@@ -153,6 +153,11 @@ def _against_ppo(recipe: Recipe, name: str, stage: PpoSettings, asked: Engine) -
             f"{asked} holds gradients that stop_kl would have to take back, for which it has no call; write "
             f"`stages.{name}.stop_kl: null` or `deepspeed: none`"
         )
+    if stage.value_trunk == "policy" and (adapter == "none" or not asked.spreads_parameters):
+        yield (
+            f"{asked} steps the policy's layers and the value's head by engines of their own, and value_trunk: policy "
+            f"has one loss for both; write `stages.{name}.value_trunk: own` or `deepspeed: none`"
+        )
     if asked.offloads_to == "nvme" or (asked.offloads_to and not asked.spreads_parameters):
         yield (
             f"a ppo stage offloads under ZeRO-3 alone, and no farther than to the host's memory, not under {asked}; "

@@ -87,8 +87,8 @@ PPO_DECIDED = {
     "adap_kl_ctrl": "a `kl_target` makes kl_coef adapt, none keeps it fixed",
     "target_kl": "write `stop_kl`, the limit itself (TRL stopped at 1.5 times its target_kl)",
     "early_stopping": "a `stop_kl` ends a rollout's passes early, none does not",
-    "vf_coef": "policy and value have parameters, optimisers and clipping of their own, so it would do nothing; "
-    "`value_learning_rate` sets the value's pace",
+    "vf_coef": "policy and value have parameters, optimisers and clipping of their own, so it would do nothing: "
+    "`value_learning_rate` sets the value's pace; where they share layers (`value_trunk: policy`) it is `value_coef`",
     "whiten_rewards": "it adds a constant to every token's reward, which pays for length; see whiten_advantages",
     "kl_estimator": _IN_REWARD,
     "kl_penalty": _IN_REWARD,

@@ -241,6 +241,15 @@ class PpoSettings(StageSettings):
         "from the reward model where there is one of a reward stage.",
     )
     value_warmup: Annotated[int, Field(ge=0)] = Field(0, description="First rollouts that train the value model alone.")
+    value_trunk: Literal["own", "policy"] = Field(
+        "own",
+        description="What the value model's head stands on: layers of its own, or the policy's, "
+        "where one pass serves both and the value's loss trains them too.",
+    )
+    value_coef: PositiveFloat = Field(
+        0.1,
+        description="Weight of the value's loss beside the policy's, in the layers they share (value_trunk: policy).",
+    )
     missing_eos_penalty: Annotated[float, Field(ge=0.0)] = Field(
         1.0, description="Taken from the score of an answer that did not end by itself."
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.algorithms.gae import gae
 from pipeline.algorithms.kl import k1, penalised_rewards
+from pipeline.algorithms.logps import TokenScores
 from pipeline.algorithms.masked import Moments, combine_moments, masked_moments, masked_sum, whiten
 from pipeline.algorithms.ppo import importance_weights
 from pipeline.batches import ResponseBatch, by_length, response_batch
@@ -111,9 +112,9 @@ def collect(
     # Role by role, so that adapters are switched three times per rollout.
     flat = [rows for micro_batches in layout for rows in micro_batches]
     batches = [_batch([episodes[i] for i in rows], pad_id) for rows in flat]
-    old = [roles.logps(POLICY, batch, shaping.temperature, entropy=True) for batch in batches]
+    old, values = _of_policy(roles, batches, shaping.temperature)
     reference = [roles.logps(REFERENCE, batch, shaping.temperature).logps_BR for batch in batches]
-    values = [roles.values(batch) for batch in batches]
+    values = values or [roles.values(batch) for batch in batches]
     made = []
     for rows, batch, policy, ref_logps, value in zip(flat, batches, old, reference, values, strict=True):
         assert policy.entropies_BR is not None
@@ -172,6 +173,16 @@ def moments_over_ranks(parts: Sequence[tuple[Tensor, Tensor]]) -> Moments:
 
 def _scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
+
+
+def _of_policy(
+    roles: Roles, batches: Sequence[ResponseBatch], temperature: float
+) -> tuple[list[TokenScores], list[Tensor]]:
+    """What the policy's layers give: log-probabilities, and values where their head stands on these layers."""
+    if not roles.value_reads_policy:
+        return [roles.logps(POLICY, batch, temperature, entropy=True) for batch in batches], []
+    both = [roles.logps_and_values(batch, temperature, entropy=True) for batch in batches]
+    return [found for found, _ in both], [values for _, values in both]
 
 
 def _batch(episodes: Sequence[Episode], pad_id: int) -> ResponseBatch:

@@ -32,6 +32,7 @@ from pipeline.runtime import barrier, resolve_precision, seed_everything
 from pipeline.stages.held_out_rows import HELD_OUT, append_rows, leave_rows, rewind_rows
 from pipeline.stages.policy import save_policy
 from pipeline.stages.ppo_metrics import Times, rollout_metrics
+from pipeline.stages.ppo_report import UpdateReport
 from pipeline.stages.ppo_roles import make_roles
 from pipeline.stages.ppo_selection import Examiner, Measurement, gains, is_better
 from pipeline.stages.ppo_setup import (
@@ -43,7 +44,7 @@ from pipeline.stages.ppo_setup import (
 )
 from pipeline.stages.ppo_spreading import Spreader
 from pipeline.stages.ppo_state import Keeper, Progress, require_same_launch
-from pipeline.stages.ppo_update import Learner, NotFiniteError, UpdateReport
+from pipeline.stages.ppo_update import Learner, NotFiniteError
 from pipeline.stages.ppo_watch import as_figures, not_finite, ratio_warnings, sentence, turn_so_far
 from pipeline.stages.prompts import PromptRow
 from pipeline.stages.round_trip import require_same_policy

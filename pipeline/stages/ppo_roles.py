@@ -112,7 +112,9 @@ def _on_one_base(
         if not found.watched:
             attach(found)
     start = _value_start(models, settings)
-    if start is not None:
+    if settings.value_trunk == "policy":
+        adapters_of[VALUE] = adapters.TRAINED
+    elif start is not None:
         adapters.attach_reward(model, member_folders(start.artefact)[0], VALUE)
     elif parent is not None:
         adapters.attach_frozen(model, parent.weights, VALUE)
@@ -123,12 +125,14 @@ def _on_one_base(
         if found.watched:
             attach(found)
     heads[VALUE] = _value_head(start, trunk.config.hidden_size, settings)
+    trained = ((POLICY, adapters.TRAINED), (VALUE, VALUE))
     trunks = {
         role: Trunk(
             module=trunk,
             shared=model,
             adapter=name,
-            trainable=adapter_parameters(model, name) if name and role in (POLICY, VALUE) else (),
+            # Layers that policy and value share are the policy's optimiser's.
+            trainable=adapter_parameters(model, name) if name and (role, name) in trained else (),
         )
         for role, name in adapters_of.items()
     }
@@ -167,10 +171,13 @@ def _separate(
             trunks[role] = Trunk(module=load(folder, frozen=True).requires_grad_(False))
             heads[role] = head_of(folder)
     start = _value_start(models, settings)
-    weights = member_folders(start.artefact)[0] if start else (parent.weights if parent else None)
-    value = load(weights, frozen=False)
-    trunks[VALUE] = Trunk(module=value, trainable=tuple(value.parameters()))
-    heads[VALUE] = _value_head(start, value.config.hidden_size, settings)
+    if settings.value_trunk == "policy":
+        trunks[VALUE] = Trunk(module=trunks[POLICY].module)
+    else:
+        weights = member_folders(start.artefact)[0] if start else (parent.weights if parent else None)
+        value = load(weights, frozen=False)
+        trunks[VALUE] = Trunk(module=value, trainable=tuple(value.parameters()))
+    heads[VALUE] = _value_head(start, trunks[VALUE].module.config.hidden_size, settings)
     return trunks, heads, reference
 
 
@@ -191,7 +198,8 @@ def _prepare(trunks: dict[str, Trunk], heads: dict[str, Linear], model: Any, set
 def _value_start(models: Sequence[RewardModel], settings: PpoSettings) -> RewardModel | None:
     """The reward model that the value model starts as a copy of, if any."""
     rewarding = [model for model in models if not model.watched]
-    return None if settings.value_init == "zero" or not rewarding else rewarding[0]
+    copies = settings.value_init != "zero" and settings.value_trunk == "own"
+    return rewarding[0] if copies and rewarding else None
 
 
 def _value_head(start: RewardModel | None, hidden_size: int, settings: PpoSettings) -> Linear:

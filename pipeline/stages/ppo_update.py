@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,15 +16,17 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
+from pipeline.algorithms.logps import TokenScores
 from pipeline.algorithms.masked import masked_mean, masked_sum
 from pipeline.algorithms.ppo import policy_loss, value_loss
-from pipeline.batches import ScoringBatch, scoring_batch
+from pipeline.batches import ResponseBatch, ScoringBatch, scoring_batch
 from pipeline.errors import TrivetError
 from pipeline.faults import reach, spoil
 from pipeline.models.roles import POLICY, VALUE, Roles
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.rollouts.collect import MicroBatch
 from pipeline.runtime import Ranks, gather_lists, sum_over_ranks
+from pipeline.stages.ppo_report import Seen, UpdateReport, seen_in, token_mean
 
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
@@ -57,32 +58,6 @@ class NotFiniteError(TrivetError):
         super().__init__(message)
         self.minibatch = minibatch
         self.rows = tuple(rows)
-
-
-@dataclass(slots=True)
-class UpdateReport:
-    """What one rollout's learning looked like, over all ranks."""
-
-    steps: int = 0
-    first_maxdev: float = 0.0
-    """Largest |ratio - 1| before the first step: 0, or old and new log-probabilities are not of one kind."""
-    sums: dict[str, float] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
-    ratio_max: float = 0.0
-    stopped_early: bool = False
-    first_mean: float = 1.0
-    """Mean ratio of the first minibatch, before the policy has changed: 1, for the same reason."""
-    exploded: float | None = None
-    """Mean ratio of the minibatch for which learning from this rollout ended, if one was beyond all bounds."""
-
-    def add(self, name: str, value: float, weight: float = 1.0) -> None:
-        """Take a value into the mean of that name."""
-        self.sums[name] = self.sums.get(name, 0.0) + value * weight
-        self.weights[name] = self.weights.get(name, 0.0) + weight
-
-    def means(self) -> dict[str, float]:
-        """The weighted mean of everything that was added."""
-        return {name: total / max(self.weights[name], 1e-12) for name, total in self.sums.items()}
 
 
 class Learner:
@@ -151,7 +126,8 @@ class Learner:
         count = _over_ranks([float(micro.batch.response_mask_BR.sum()) for micro in minibatch])
         if not value_only and not self._policy_step(minibatch, count, report):
             return False
-        self._value_step(minibatch, count, report)
+        if value_only or not self._roles.value_reads_policy:
+            self._value_step(minibatch, count, report)
         self.steps += 1
         report.steps += 1
         reach("step.taken")
@@ -162,9 +138,10 @@ class Learner:
         settings = self._settings
         rows = _over_ranks([float(len(micro.rows)) for micro in minibatch])
         demonstrations = [] if self._draw is None else self._demonstrations(self._draw(self.steps))
-        seen = []
+        seen: list[Seen] = []
+        seen_of_value: list[Seen] = []
         for number, micro in enumerate(minibatch, start=1):
-            found = self._roles.logps(POLICY, micro.batch, settings.temperature, entropy=settings.entropy_coef > 0)
+            found, values = self._forward(micro.batch)
             loss, diagnostics = policy_loss(
                 found.logps_BR,
                 micro.old_logps_BR,
@@ -180,41 +157,64 @@ class Learner:
             total = loss = spoil("ppo.loss", loss)
             if found.entropies_BR is not None and settings.entropy_coef > 0:
                 total = loss - settings.entropy_coef * masked_mean(found.entropies_BR, micro.mask_BR, tokens)
+            if values is not None:
+                distance, of_value = self._value_loss(values, micro, tokens)
+                total = total + settings.value_coef * distance
+                seen_of_value.append(seen_in(micro, distance, of_value))
             self._roles.backward(total, last=number == len(minibatch) and not demonstrations)
             # The loss is this micro-batch's part of the step's; all else is a mean over its tokens.
-            seen.append(_seen(micro, loss, diagnostics))
+            seen.append(seen_in(micro, loss, diagnostics))
         if self._draw is not None:
             report.add("policy/ptx_loss", self._learn_demonstrations(demonstrations))
-        everywhere = gather_lists(seen)
-        ratio = _token_mean(everywhere, "ratio_mean")
+        everywhere, of_value_everywhere = gather_lists(seen), gather_lists(seen_of_value)
+        ratio = token_mean(everywhere, "ratio_mean")
         if report.steps == 0:
             report.first_mean = ratio
-        if settings.stop_kl is not None and _token_mean(everywhere, "approx_kl_k3") > settings.stop_kl:
-            self.optimisers[POLICY].zero_grad(set_to_none=True)
+        if settings.stop_kl is not None and token_mean(everywhere, "approx_kl_k3") > settings.stop_kl:
+            self._forget_gradients()
             return False
         if self._has_exploded(ratio, report):
             return False
+        if of_value_everywhere:
+            self._require_finite(VALUE, of_value_everywhere)
         self._apply(POLICY, everywhere, report)
+        if of_value_everywhere:
+            self._apply_value(of_value_everywhere, report)
         if report.steps == 0:
             report.first_maxdev = max(each["ratio_maxdev"] for each in everywhere)
         report.ratio_max = max(report.ratio_max, *(each["ratio_max"] for each in everywhere))
         for name in ("clipfrac_high", "clipfrac_low", "clipfrac_dual", "approx_kl_k2", "approx_kl_k3", "ratio_mean"):
-            report.add(f"policy/{name}", _token_mean(everywhere, name))
-        variance = _token_mean(everywhere, "ratio_msd") - (_token_mean(everywhere, "ratio_mean") - 1) ** 2
+            report.add(f"policy/{name}", token_mean(everywhere, name))
+        variance = token_mean(everywhere, "ratio_msd") - (token_mean(everywhere, "ratio_mean") - 1) ** 2
         report.add("policy/ratio_var", max(variance, 0.0))
         return True
 
     def _value_step(self, minibatch: Sequence[MicroBatch], tokens: float, report: UpdateReport) -> None:
         seen = []
         for number, micro in enumerate(minibatch, start=1):
-            values = self._roles.values(micro.batch)
-            clip = self._settings.value_clip
-            loss, diagnostics = value_loss(values, micro.values_BR, micro.returns_BR, micro.mask_BR, clip, tokens)
+            loss, diagnostics = self._value_loss(self._roles.values(micro.batch), micro, tokens)
             self._roles.backward(loss, last=number == len(minibatch))
-            seen.append(_seen(micro, loss, diagnostics))
-        everywhere = gather_lists(seen)
+            seen.append(seen_in(micro, loss, diagnostics))
+        self._apply_value(gather_lists(seen), report)
+
+    def _forward(self, batch: ResponseBatch) -> tuple[TokenScores, Tensor | None]:
+        """One pass of the policy; with it what the value model predicts, where it stands on the policy's layers."""
+        temperature, entropy = self._settings.temperature, self._settings.entropy_coef > 0
+        if self._roles.value_reads_policy:
+            return self._roles.logps_and_values(batch, temperature, entropy=entropy)
+        return self._roles.logps(POLICY, batch, temperature, entropy=entropy), None
+
+    def _value_loss(self, values: Tensor, micro: MicroBatch, tokens: float) -> tuple[Tensor, Any]:
+        return value_loss(values, micro.values_BR, micro.returns_BR, micro.mask_BR, self._settings.value_clip, tokens)
+
+    def _apply_value(self, everywhere: Sequence[Seen], report: UpdateReport) -> None:
         self._apply(VALUE, everywhere, report)
-        report.add("value/clipfrac", _token_mean(everywhere, "clipfrac"))
+        report.add("value/clipfrac", token_mean(everywhere, "clipfrac"))
+
+    def _forget_gradients(self) -> None:
+        """Nothing is learnt from what went backward; of a value model with its own layers nothing has yet."""
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
 
     def _demonstrations(self, rows: Sequence[Row]) -> list[ScoringBatch]:
         size = self._settings.per_device_batch_size
@@ -245,11 +245,11 @@ class Learner:
                 f"the mean importance ratio became {ratio:.3g} at optimiser step {self.steps + 1} (bound "
                 f"{RATIO_EXPLODED:g}); it did not reach the weights. Lower learning_rate or epochs"
             )
-        self.optimisers[POLICY].zero_grad(set_to_none=True)
+        self._forget_gradients()
         report.exploded = ratio
         return True
 
-    def _apply(self, role: str, everywhere: Sequence[Mapping[str, Any]], report: UpdateReport) -> None:
+    def _apply(self, role: str, everywhere: Sequence[Seen], report: UpdateReport) -> None:
         """Sum gradients over ranks, clip them, and step, unless something is not finite."""
         loss = sum(each["loss"] for each in everywhere)
         engine = self._roles.engine(role)
@@ -268,7 +268,7 @@ class Learner:
         report.add(f"{role}/loss", loss)
         report.add(f"{role}/grad_norm", norm)
 
-    def _require_finite(self, role: str, everywhere: Sequence[Mapping[str, Any]], norm: float = 0.0) -> None:
+    def _require_finite(self, role: str, everywhere: Sequence[Seen], norm: float = 0.0) -> None:
         for what, value in (("loss", sum(each["loss"] for each in everywhere)), ("gradient norm", norm)):
             if not math.isfinite(value):
                 guilty = [each for each in everywhere if not math.isfinite(each["loss"])] or everywhere
@@ -320,14 +320,3 @@ def _sum_gradients(parameters: Sequence[Parameter]) -> None:
 
 def _over_ranks(mine: Sequence[float]) -> float:
     return sum(gather_lists(list(mine)))
-
-
-def _seen(micro: MicroBatch, loss: Tensor, diagnostics: Any) -> dict[str, Any]:
-    return {
-        "loss": loss.item(), "rows": list(micro.rows), **{k: float(v) for k, v in diagnostics._asdict().items()},
-    }  # fmt: skip
-
-
-def _token_mean(everywhere: Sequence[Mapping[str, Any]], name: str) -> float:
-    tokens = sum(each["tokens"] for each in everywhere)
-    return float(sum(each[name] * each["tokens"] for each in everywhere) / max(tokens, 1.0))

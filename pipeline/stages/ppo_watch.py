@@ -14,7 +14,8 @@ from pipeline.context import StageContext
 from pipeline.errors import TrivetError
 from pipeline.rollouts.rewards import Episode
 from pipeline.stages.batch_rows import last_complete, named
-from pipeline.stages.ppo_update import RATIO_EXPLODED, NotFiniteError, UpdateReport
+from pipeline.stages.ppo_report import UpdateReport
+from pipeline.stages.ppo_update import RATIO_EXPLODED, NotFiniteError
 
 FIRST_RATIO = {"fp32": 1e-3}
 ROUGH_FIRST_RATIO = 0.05

@@ -180,6 +180,46 @@ def test_the_value_model_starts_as_the_reward_models_score(base, tmp_path):
         assert not zero.roles.values(BATCH).any()
 
 
+@pytest.mark.parametrize("adapter", [LORA, "none"])
+def test_a_head_on_the_policys_layers_says_the_same_from_one_pass(base, tmp_path, adapter):
+    """To the bit what two passes give; and it starts at 0, whatever rewards."""
+    roles = make_parts(tmp_path / "stage", base, adapter, value_trunk="policy").roles
+    assert roles.value_reads_policy and len(roles.trainable(VALUE)) == 2
+    assert not roles.values(BATCH).any()
+    stir_head(roles)
+    with torch.no_grad():
+        found, values = roles.logps_and_values(BATCH, TEMPERATURE, entropy=True)
+        alone = roles.logps(POLICY, BATCH, TEMPERATURE, entropy=True)
+        assert torch.equal(values, roles.values(BATCH))
+    assert torch.equal(found.logps_BR, alone.logps_BR)
+    assert found.entropies_BR is not None and alone.entropies_BR is not None
+    assert torch.equal(found.entropies_BR, alone.entropies_BR)
+    assert float(values.std()) > 0.01
+
+
+@pytest.mark.parametrize("adapter", [LORA, "none"])
+def test_by_itself_a_head_on_the_policys_layers_leaves_them_alone(llama, tmp_path, adapter):
+    """Its loss reaches them only together with the policy's."""
+    roles = make_parts(tmp_path / "stage", llama, adapter, value_trunk="policy").roles
+    stir_head(roles)
+    roles.backward(roles.values(BATCH).square().sum())
+    assert all(parameter.grad is not None for parameter in roles.trainable(VALUE))
+    assert all(parameter.grad is None for parameter in roles.trainable(POLICY))
+    _, values = roles.logps_and_values(BATCH, TEMPERATURE)
+    roles.backward(values.square().sum())
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in roles.trainable(POLICY))
+
+
+def test_control_layers_of_its_own_are_not_the_policys(read_only):
+    assert not read_only.roles.value_reads_policy
+
+
+def stir_head(roles: Roles) -> None:
+    torch.manual_seed(5)
+    for parameter in roles.trainable(VALUE):
+        torch.nn.init.normal_(parameter, std=0.1)
+
+
 def test_demonstrations_are_scored_where_the_response_is(read_only, base):
     """At temperature 1, several responses in a row of context, 0 elsewhere."""
     rows = [([1, 40, 50, 2, 41, 51, 2], [bool(x) for x in (0, 0, 1, 1, 0, 1, 1)]), ([1, 7, 2], [False, True, True])]

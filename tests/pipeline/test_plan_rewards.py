@@ -73,6 +73,8 @@ EDITS: dict[str, set[str]] = {
     "stages.ppo.policy=base": PPO,
     "stages.ppo.normalise_scores=false": PPO,
     "stages.ppo.value_init=zero": PPO,
+    "stages.ppo.value_trunk=policy": PPO,
+    "stages.ppo.value_trunk=own": set(),
     "stages.ppo.eval_every=3": PPO,
     "stages.ppo.rollout_engine=paged": PPO,
     "stages.ppo.rewards=[{from: rules}]": PPO,
@@ -121,7 +123,7 @@ def test_every_other_setting_is_in_the_key(here):
         # Stages' names, what only watches, and what came later and is left out where it says nothing.
         known = {
             "reward": {"init", "seed"},
-            "ppo": {"policy", "reward_model", "rewards", "gate", "watch", "stop_at_turn"},
+            "ppo": {"policy", "reward_model", "rewards", "gate", "watch", "stop_at_turn", "value_trunk", "value_coef"},
         }
         assert missing == known[kind]
 

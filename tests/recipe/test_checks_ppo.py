@@ -87,6 +87,11 @@ def rewards(*sources: str) -> str:
         ),
         (["stages.reward.aggregate=min"], "aggregate=min: has no effect on one model; set ensemble: 3 or so"),
         (["stages.reward.variance_weight=1"], "variance_weight=1: aggregate mean ignores it; remove it"),
+        (["stages.ppo.value_coef=0.5"], "value_coef=0.5: has no effect without value_trunk: policy"),
+        (
+            ["stages.ppo.value_trunk=policy", "stages.ppo.value_init=reward"],
+            "value_init=reward: would have the policy's layers start as the reward model's; use zero, or value_trunk",
+        ),
         # rollouts
         (["stages.ppo.episodes=650"], "rollout_batch_size 64; write episodes: 640 or 704"),
         (["stages.ppo.episodes=63"], "63 is not a multiple of rollout_batch_size 64; write episodes: 64"),
@@ -130,6 +135,8 @@ def test_a_contradiction_is_placed_and_explained(overrides, said):
         ["stages.ppo.policy=base"],
         ["stages.ppo.value_init=reward"],
         [RULES, "stages.ppo.value_init=zero"],
+        ["stages.ppo.value_trunk=policy"],
+        ["stages.ppo.value_trunk=policy", "stages.ppo.value_init=zero", "stages.ppo.value_coef=1"],
         ["stages.ppo.gate.min_accuracy=0"],
         [RULES, "stages.ppo.gate.min_accuracy=0"],
         [rewards("from: rules", "from: reward"), "stages.ppo.gate.min_accuracy=0.6"],

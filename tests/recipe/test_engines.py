@@ -197,6 +197,16 @@ def test_ppo_is_refused_under_fsdp_like_any_stage():
     [
         (["stop_kl=0.1", "deepspeed=zero2"], "DeepSpeed ZeRO-2 holds gradients that stop_kl", ["stop_kl=null"]),
         (
+            ["value_trunk=policy", "deepspeed=zero2"],
+            "DeepSpeed ZeRO-2 steps the policy's layers and the value's head by engines of their own",
+            ["value_trunk=own"],
+        ),
+        (
+            ["value_trunk=policy", "deepspeed=zero3", "model.adapter=none"],
+            "the value's head by engines",
+            ["deepspeed=none"],
+        ),
+        (
             ["deepspeed=zero3", "model.adapter.type=dora"],
             "DoRA takes norms of the base's weights in every pass, and under DeepSpeed ZeRO-3 no rank has them",
             ["deepspeed=zero2"],
@@ -240,6 +250,7 @@ def test_ppo_steps_with_torchs_optimiser_wherever_it_lies(tmp_path, key, asked, 
 
 def test_ppo_may_stop_by_divergence_where_nothing_but_the_base_is_spread():
     engines({}, "stages.ppo.deepspeed=zero3", "stages.ppo.stop_kl=0.1")
+    engines({}, "stages.ppo.deepspeed=zero3", "stages.ppo.value_trunk=policy")
     refused({}, "stages.ppo.deepspeed=zero3", "stages.ppo.stop_kl=0.1", "model.adapter=none")
 
 

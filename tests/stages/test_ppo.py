@@ -265,6 +265,21 @@ def test_other_forms_resume_too(start, adapter):
     assert "policy/ptx_loss" in lines(whole)[1]
 
 
+@pytest.mark.parametrize("adapter", [LORA, pytest.param("none", marks=pytest.mark.slow)])
+def test_with_shared_layers_it_goes_on_bit_for_bit_too(start, adapter):
+    settings: dict[str, Any] = {"value_trunk": "policy", "value_coef": 0.5, "learning_rate": 1e-3, "episodes": 24}
+    whole = start("whole", adapter, **settings)
+    result = ppo.run(whole)
+    with pytest.raises(PreemptedError):
+        ppo.run(start("parts", adapter, stop=StopAfter(2), **settings))
+    context = start("parts", adapter, **settings)
+    compare(whole, context, result, ppo.run(context))
+    other = start("other", adapter, **{**settings, "value_coef": 5.0})
+    ppo.run(other)
+    assert lines(other)[1] != lines(whole)[1] or lines(other)[2] != lines(whole)[2], "the weight has an effect"
+    assert all(each["policy/ratio_first_minibatch_maxdev"] == 0.0 for each in lines(whole).values())
+
+
 def test_another_seed_is_another_run(done, start):
     context = start(**RESUMED, seed=1, stop=StopAfter(1))
     with pytest.raises(PreemptedError):

@@ -47,6 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{mode: {"loss_aggregation": mode} for mode in ("token_mean", "sequence_mean", "sequence_sum", "constant")},
     "ptx": {"ptx_coef": 0.3},
     "stop": {"stop_kl": 0.1, "epochs": 8},
+    "shared": {"value_trunk": "policy", "value_coef": 0.5},
     "own_means": {},
 }
 ROWS: list[Any] = [([1, 40, 41, 50, 51, 2], [False] * 3 + [True] * 3), ([1, 60, 2], [False, True, True])] * 2

@@ -16,7 +16,8 @@ from pipeline.errors import TrivetError
 from pipeline.models.roles import POLICY, VALUE
 from pipeline.rollouts.collect import MicroBatch
 from pipeline.stages import ppo_update
-from pipeline.stages.ppo_update import Learner, UpdateReport
+from pipeline.stages.ppo_report import UpdateReport
+from pipeline.stages.ppo_update import Learner
 from pipeline.stages.ppo_watch import ratio_warnings
 from tests.rollouts.ppo_parts import (
     ALONE,
@@ -269,7 +270,86 @@ def test_the_value_gradient_is_that_of_half_the_mean_square(make):
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("adapter", [LORA, "none"])
+def test_on_shared_layers_the_gradient_is_that_of_both_losses(make, adapter):
+    """-sum A log pi / N + value_coef sum (V - Ret)^2 / 2N, written out and differentiated in one batch."""
+    parts = make(adapter=adapter, per_device_batch_size=4, value_trunk="policy", value_coef=0.4)
+    stir_head(parts)
+    minibatches = rollout(parts)
+    batch, fields = all_rows(minibatches)
+    found = both_gradients(parts, minibatches)
+    scores, values = parts.roles.logps_and_values(batch, 1.0)
+    apart = torch.where(batch.response_mask_BR, values - fields["returns_BR"], 0.0)
+    tokens = batch.response_mask_BR.sum()
+    of_policy = -(fields["advantages_BR"] * scores.logps_BR).sum() / tokens
+    both = of_policy + 0.4 * 0.5 * apart.square().sum() / tokens
+    for role in (POLICY, VALUE):
+        expected = flat(
+            torch.autograd.grad(both, parts.roles.trainable(role), materialize_grads=True, retain_graph=True)
+        )
+        assert torch.allclose(found[role], expected, rtol=1e-4, atol=2e-6 * float(expected.abs().max())), role
+        assert float(expected.norm()) > 1e-3
+    # Control: without the value's part the policy's layers would go another way.
+    alone = by_autograd(parts, of_policy)
+    assert not torch.allclose(found[POLICY], alone, rtol=1e-2, atol=1e-3 * float(alone.abs().max()))
+
+
+def stir_head(parts: Parts) -> None:
+    torch.manual_seed(5)
+    for parameter in parts.roles.trainable(VALUE):
+        torch.nn.init.normal_(parameter, std=0.1)
+
+
+@pytest.mark.parametrize(("value_trunk", "passes"), [("own", 18), ("policy", 9)])
+def test_shared_layers_are_gone_through_once_for_both(make, monkeypatch, value_trunk, passes):
+    """Three micro-batches in three epochs; and one pass less when log-probabilities and values are taken."""
+    parts = make(epochs=3, per_device_batch_size=4, value_trunk=value_trunk)
+    counted: list[str] = []
+    hidden = parts.roles._hidden
+    monkeypatch.setattr(parts.roles, "_hidden", lambda role, batch: counted.append(role) or hidden(role, batch))
+    minibatches = rollout(parts)
+    assert len(counted) == 3 * (3 if value_trunk == "own" else 2)
+    counted.clear()
+    report = learn(parts, minibatches)
+    assert len(counted) == passes and report.first_maxdev == 0.0
+    assert {"policy/loss", "policy/grad_norm", "value/loss", "value/grad_norm", "value/clipfrac"} <= set(report.means())
+
+
+@pytest.mark.parametrize("adapter", [LORA, "none"])
+def test_warming_up_a_head_on_shared_layers_moves_the_head_alone(make, adapter):
+    parts = make(adapter=adapter, value_trunk="policy")
+    before = {role: trainable(parts, role) for role in (POLICY, VALUE)}
+    learn(parts, value_only=True)
+    assert all(map(torch.equal, before[POLICY], trainable(parts, POLICY)))
+    assert not any(map(torch.equal, before[VALUE], trainable(parts, VALUE)))
+
+
+def test_what_ends_a_rollouts_passes_keeps_a_shared_value_from_learning_too(make):
+    """Else its head would step on from a gradient that the policy's layers did not follow."""
+    parts = make(value_trunk="policy", stop_kl=1e-9, epochs=3, learning_rate=0.02)
+    taught = learner(parts)
+    minibatches = rollout(parts)
+    assert taught.learn(minibatches, 0, value_only=False).stopped_early
+    assert taught.steps == 1
+    for role in (POLICY, VALUE):
+        assert all(parameter.grad is None for parameter in parts.roles.trainable(role))
+
+
+@pytest.mark.parametrize("role", [POLICY, VALUE])
+def test_on_shared_layers_nothing_steps_along_what_is_not_finite(make, role):
+    parts = make(value_trunk="policy")
+    minibatches = rollout(parts)
+    name = "advantages_BR" if role == POLICY else "returns_BR"
+    bad = [[dataclasses.replace(micro, **{name: getattr(micro, name) * math.nan}) for micro in minibatches[0]]]
+    before = {each: trainable(parts, each) for each in (POLICY, VALUE)}
+    with pytest.raises(TrivetError, match=f"the {role}'s loss became nan at optimiser step 1"):
+        learn(parts, bad)
+    for each, kept in before.items():
+        assert all(map(torch.equal, kept, trainable(parts, each)))
+
+
 OPTIONS: list[Any] = [
+    {"value_trunk": "policy", "value_coef": 0.5},
     {"loss_aggregation": "token_mean", "entropy_coef": 0.3},
     {"loss_aggregation": "sequence_mean"},
     *(pytest.param({"loss_aggregation": mode}, marks=pytest.mark.slow) for mode in AGGREGATIONS[2:]),
