@@ -1,11 +1,12 @@
-"""How the cost of a pass, of sampling and of PPO's learning grows with its work: length, batch, samples, passes.
+"""How the cost of a pass, of sampling and of PPO's learning grows with its work: length, batch, samples, passes, size.
 
-    python -m benchmarks.scaling [--what length batch samples epochs] [--adapter-layers top-10] [--json FILE]
+    python -m benchmarks.scaling [--what length batch samples epochs size] [--adapter-layers top-10] [--json FILE]
 
 Printed beside each time are the tokens that went through the layers and the counted matrix products, each also as a
 multiple of the first point's, and the products as a share of this machine's measured peak. Where time grows faster than
 work, something is done twice, or the hardware is used worse. Attention, which grows with the square of the length, is
-not among the counted products.
+not among the counted products. Sizes are random models in millions of parameters; where one does not fit, `--most`
+leaves it and larger ones out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.meter import Measured, count_streaming_head, count_work, machine, matmul_peak, synchronise
 from benchmarks.ppo_parts import ALONE, four_roles, scored_rollout
+from benchmarks.shapes import write_shape
 from pipeline.batches import response_batch
 from pipeline.models.roles import POLICY, Roles
 from pipeline.models.source import identify, materialise
@@ -35,9 +38,11 @@ POINTS = {
     "batch": (1, 2, 4, 8, 16),
     "samples": (1, 2, 4, 8, 16),
     "epochs": (1, 2, 4),
+    "size": (135, 360, 1000, 7000),
 }
-PROMPT, ANSWER = 96, 32
-"""Tokens, where length is not what changes."""
+SIZES = {135: "135m", 360: "360m", 1000: "1b", 7000: "7b"}
+PROMPT, ANSWER, ROWS = 96, 32, 4
+"""Tokens, and rows where they are not what changes."""
 
 
 class Bench(NamedTuple):
@@ -65,13 +70,13 @@ class Bench(NamedTuple):
             generator = Generator(model, 0, (), count, self.precision, ALONE)
             generator.answers([self.ids(PROMPT)] * count, Sampling(ANSWER, 1.0))
 
-    def ppo(self, epochs: int, rows: int = 4) -> None:
+    def ppo(self, epochs: int) -> None:
         """A rollout of given answers: scored, and learnt from in so many passes."""
         settings = PpoSettings(
-            epochs=epochs, rollout_batch_size=rows, per_device_batch_size=rows, max_new_tokens=ANSWER, episodes=rows
+            epochs=epochs, rollout_batch_size=ROWS, per_device_batch_size=ROWS, max_new_tokens=ANSWER, episodes=ROWS
         )
-        prompts = [self.ids(PROMPT) for _ in range(rows)]
-        answers = [Answer(self.ids(ANSWER), True) for _ in range(rows)]
+        prompts = [self.ids(PROMPT) for _ in range(ROWS)]
+        answers = [Answer(self.ids(ANSWER), True) for _ in range(ROWS)]
         minibatches = scored_rollout(self.roles, prompts, answers, settings, 0, 0)
         Learner(self.roles, settings, 1, ALONE, None, 0).learn(minibatches, 0, value_only=False)
 
@@ -90,19 +95,36 @@ def main() -> None:
     print(machine(), flush=True)
     precision = resolve_precision(options.precision)
     peak = matmul_peak(precision == "bf16")
-    model, roles = four_roles(materialise(identify(options.base, None)), options.adapter_layers, precision)
     measured = Measured()
-    count_work(model, measured)
     count_streaming_head(measured)
-    bench = Bench(model, roles, precision, random.Random(0))
-    found = {what: _curve(what, bench, measured, options, peak) for what in options.what}
+    found = {what: _curve(what, _benches(what, precision, measured, options), measured, options, peak)
+             for what in options.what}  # fmt: skip
     if options.json:
         report = {"machine": machine(), "matmul_peak_flops": peak, "curves": found}
         Path(options.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
+def _benches(what: str, precision: str, measured: Measured, options: argparse.Namespace) -> Callable[[int], Bench]:
+    """What a point stands on: a model for all, or one of the point's own size."""
+
+    def bench(base: Path) -> Bench:
+        model, roles = four_roles(base, options.adapter_layers, precision)
+        count_work(model, measured)
+        return Bench(model, roles, precision, random.Random(0))
+
+    def of_size(size: int) -> Bench:
+        with tempfile.TemporaryDirectory() as folder:
+            write_shape(SIZES[size], Path(folder))
+            return bench(Path(folder))
+
+    if what == "size":
+        return of_size
+    shared = bench(materialise(identify(options.base, None)))
+    return lambda value: shared
+
+
 def _curve(
-    what: str, bench: Bench, measured: Measured, options: argparse.Namespace, peak: float
+    what: str, bench_of: Callable[[int], Bench], measured: Measured, options: argparse.Namespace, peak: float
 ) -> list[dict[str, Any]]:
     """One table: a line for each point."""
     print(f"\n{what:<8} {'seconds':>9} {'x':>7} {'tokens':>8} {'x':>7} {'GFLOP':>9} {'x':>7} {'of peak':>8}")
@@ -110,7 +132,7 @@ def _curve(
     for value in POINTS[what]:
         if options.most is not None and value > options.most:
             continue
-        row = {what: value, **_point(_run(what, value, bench), measured, options.repeats)}
+        row = {what: value, **_point(_run(what, value, bench_of(value)), measured, options.repeats)}
         found.append(row)
         first = found[0]
         times = {key: row[key] / first[key] for key in ("seconds", "tokens", "flops")}
@@ -130,6 +152,8 @@ def _run(what: str, value: int, bench: Bench) -> Callable[[], None]:
             return lambda: bench.learn_from(value, PROMPT, ANSWER)
         case "samples":
             return lambda: bench.sample(value)
+        case "size":
+            return lambda: bench.learn_from(ROWS, PROMPT, ANSWER)
     return lambda: bench.ppo(value)
 
 

@@ -12,12 +12,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import chain, compare, scaling, side_ours, side_ours_ppo
+from benchmarks import chain, compare, scaling, shapes, side_ours, side_ours_ppo
 from benchmarks.meter import Measured, count_streaming_head, count_work
 from benchmarks.rows import write_rows
 from data_prep.readers import SourceSpec, read_demonstrations, read_pairs
 from pipeline.models.forward import VocabularyHead, vocabulary_head
 from pipeline.models.frozen_trunk import split_trunk
+from pipeline.models.load import load_tokenizer
+from pipeline.models.source import identify
 from pipeline.models.stream_forward import attend_in_streams
 from pipeline.streams import pack
 
@@ -152,6 +154,31 @@ def test_scaling_prints_a_line_for_each_point(tmp_path, monkeypatch, capsys, hea
     one, two = curves["samples"]
     assert two["tokens"] - one["tokens"] == scaling.ANSWER - 1, "a second answer to a prompt does not read it again"
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3 * 4
+
+
+def test_scaling_over_sizes_stands_on_a_model_of_each(tmp_path, monkeypatch, capsys, heads_restored):
+    """Twice the layers, twice the products of the layers."""
+    monkeypatch.setattr(shapes, "SHAPES", {"135m": (64, 128, 2, 2, 1), "360m": (64, 128, 4, 2, 1)})
+    monkeypatch.setattr(scaling, "matmul_peak", lambda bf16: 1e9)
+    out = tmp_path / "out.json"
+    options = ["--what", "size", "--most", "360", "--precision", "fp32", "--repeats", "1", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", ["x", *options])
+    scaling.main()
+    small, large = json.loads(out.read_text())["curves"]["size"]
+    assert small["tokens"] == large["tokens"] == scaling.ROWS * (scaling.PROMPT + scaling.ANSWER)
+    of_layers = 2 * 2 * 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128) * small["tokens"]
+    assert large["flops"] - small["flops"] == of_layers
+
+
+def test_a_shape_is_a_base_model_with_a_tokenizer(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(shapes.SHAPES, "1b", (64, 128, 2, 2, 1))
+    monkeypatch.setattr(sys, "argv", ["x", "1b", str(tmp_path / "base")])
+    shapes.main()
+    assert "million parameters" in capsys.readouterr().out
+    shapes.write_shape("1b", tmp_path / "again")
+    first, again = (identify(str(tmp_path / name), None).fingerprint for name in ("base", "again"))
+    assert first == again
+    assert load_tokenizer(tmp_path / "base", "auto").chat_template
 
 
 def test_a_comparison_is_a_median_of_ratios():
