@@ -113,8 +113,11 @@ def _edits(name: str, recipe: Recipe, engine: Engine, world_size: int) -> Iterat
     at = f"stages.{name}"
     if isinstance(stage, PpoSettings) and stage.generation_batch_size > 1:
         yield f"{at}.generation_batch_size={stage.generation_batch_size // 2}"
-    if stage.per_device_batch_size > 1:
-        yield f"{at}.per_device_batch_size={_smaller(stage.per_device_batch_size)}"
+    if stage.tokens_per_device is None:
+        if stage.per_device_batch_size > 1:
+            yield f"{at}.per_device_batch_size={_smaller(stage.per_device_batch_size)}"
+    elif stage.tokens_per_device > 1:
+        yield f"{at}.tokens_per_device={stage.tokens_per_device // 2}"
     if not stage.gradient_checkpointing:
         yield f"{at}.gradient_checkpointing=true"
     # What the launch configured cannot be overruled from here.

@@ -36,8 +36,9 @@ _NOT_IN_KEYS: dict[str, Any] = {
 }
 """Names of earlier stages, whose keys count instead, and what says whether or where a stage runs, not what it makes."""
 _LATER = {
-    "reward": ("seed",), "ppo": ("stop_at_turn", "value_trunk", "value_coef"),
-    "dpo": ("eval_every", "eval_prompts", "max_new_tokens", "select", "stop_at_turn"),
+    "sft": ("tokens_per_device",), "reward": ("seed", "tokens_per_device"),
+    "ppo": ("stop_at_turn", "value_trunk", "value_coef", "tokens_per_device"),
+    "dpo": ("eval_every", "eval_prompts", "max_new_tokens", "select", "stop_at_turn", "tokens_per_device"),
 }  # fmt: skip
 """Settings that keys leave out at their default: artefacts from before there was a choice have them unsaid."""
 _NOT_JUDGED_BY: dict[str, Any] = {"judge": {"url", "timeout", "attempts", "parallel", "questions", "question_tokens"}}

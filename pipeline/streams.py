@@ -176,6 +176,18 @@ def balanced(sizes: Sequence[int], parts: int) -> list[list[int]]:
     return [sorted(part) for part in found]
 
 
+def parts_within(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """As few balanced parts as have at most so much in total; before them, each by itself, what is larger alone."""
+    large = [index for index, size in enumerate(sizes) if size > most]
+    rest = [index for index, size in enumerate(sizes) if size <= most]
+    parts = -(-sum(sizes[index] for index in rest) // most)
+    while True:
+        found = [[rest[at] for at in part] for part in balanced([sizes[index] for index in rest], parts)]
+        if all(sum(sizes[index] for index in part) <= most for part in found):
+            return [[index] for index in large] + found
+        parts += 1
+
+
 def _longest_shared(own: np.ndarray, done: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[int, np.ndarray]:
     """How many first tokens an earlier sequence has too, and where they stand; 0 where they are few."""
     shared, where = 0, np.empty(0, dtype=np.int64)

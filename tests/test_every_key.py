@@ -182,6 +182,7 @@ for stage in ("sft", "reward", "ppo", "dpo"):
         f"stages.{stage}.learning_rate": f"stages.{stage}.learning_rate=1e-6",
         f"stages.{stage}.epochs": f"stages.{stage}.epochs=3",
         f"stages.{stage}.per_device_batch_size": f"stages.{stage}.per_device_batch_size=1",
+        f"stages.{stage}.tokens_per_device": f"stages.{stage}.tokens_per_device=1",
         f"stages.{stage}.precision": f"stages.{stage}.precision=bf16",
         f"stages.{stage}.schedule": f"stages.{stage}.schedule=constant",
         f"stages.{stage}.warmup_ratio": f"stages.{stage}.warmup_ratio=0.5",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.models.stream_attention import Layout
-from pipeline.streams import SHORTEST_SHARED, at_places, balanced, pack, stream_of
+from pipeline.streams import SHORTEST_SHARED, at_places, balanced, pack, parts_within, stream_of
 
 TOKENS = st.integers(0, 1)
 """So few that beginnings are often shared."""
@@ -115,6 +115,20 @@ def test_parts_are_balanced_and_whole(sizes, parts):
     totals = [sum(sizes[index] for index in part) for part in found]
     best = max(max(sizes), sum(sizes) / parts)
     assert max(totals) <= 4 / 3 * best + max(sizes)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 120))
+def test_parts_keep_to_a_number_wherever_they_can(sizes, most):
+    found = parts_within(sizes, most)
+    assert sorted(index for part in found for index in part) == list(range(len(sizes)))
+    assert all(len(part) == 1 or 0 < sum(sizes[index] for index in part) <= most for part in found)
+    assert len(found) == 1 or sum(sizes) > most
+
+
+def test_parts_of_a_known_size():
+    assert parts_within([30, 10, 10, 10], 30) == [[0], [1, 2, 3]]
+    assert parts_within([100, 1, 1], 10) == [[0], [1, 2]]
+    assert parts_within([5, 5, 5], 15) == [[0, 1, 2]]
 
 
 def test_gradients_of_one_place_are_added_in_one_order():

@@ -4,7 +4,7 @@ Reading order: `schema` and `stage_settings` (what can be said), `source` (YAML 
 `checks`, `lineage`.
 """
 
-from pipeline.recipe.batch import accumulation_steps
+from pipeline.recipe.batch import draws_of_step
 from pipeline.recipe.checks import check_batches, check_recipe, ds_config_file
 from pipeline.recipe.checks_ppo import check_reward_function
 from pipeline.recipe.engines import check_engines
@@ -53,11 +53,11 @@ __all__ = [
     "StageSettings",
     "TrackingSettings",
     "WandbSettings",
-    "accumulation_steps",
     "check_batches",
     "check_engines",
     "check_recipe",
     "check_reward_function",
+    "draws_of_step",
     "ds_config_file",
     "load_recipe",
     "loads_recipe",

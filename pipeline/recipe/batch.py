@@ -5,6 +5,33 @@ from __future__ import annotations
 from pipeline.errors import RecipeError
 
 
+def draws_of_step(
+    step_rows: int,
+    per_device_batch_size: int,
+    tokens_per_device: int | None,
+    world_size: int,
+    where: str,
+    name: str = "global_batch_size",
+) -> tuple[int, int]:
+    """Rows that a process draws at once, and how often it draws in an optimiser step.
+
+    Args:
+        step_rows: rows per optimiser step over all processes.
+        per_device_batch_size: rows per forward pass on one process, where `tokens_per_device` is None.
+        tokens_per_device: most tokens of a forward pass: a process then draws all its rows of a step at once, and
+            their lengths say how many passes they take.
+        world_size: number of processes.
+        where: the recipe path named in the error, such as `stages.sft`.
+        name: the key that says the rows per step.
+
+    Raises:
+        RecipeError: the rows cannot be shared out evenly.
+    """
+    if tokens_per_device is None:
+        return per_device_batch_size, accumulation_steps(step_rows, per_device_batch_size, world_size, where, name)
+    return accumulation_steps(step_rows, 1, world_size, where, name), 1
+
+
 def accumulation_steps(
     global_batch_size: int,
     per_device_batch_size: int,

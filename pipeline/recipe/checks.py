@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RecipeError
-from pipeline.recipe.batch import accumulation_steps
+from pipeline.recipe.batch import draws_of_step
 from pipeline.recipe.checks_heldout import check_heldout, check_watch
 from pipeline.recipe.checks_ppo import check_ppo
 from pipeline.recipe.foreign import NO_SECRETS, secrets_in, trainer_arg_problem
@@ -92,7 +92,8 @@ def check_batches(recipe: Recipe, world_size: int, places: Places | None = None)
 
 
 def _accumulation(stage: StageSettings, world_size: int, where: str) -> int:
-    """Return the forward passes per optimiser step of a stage on each process."""
+    """Return how often each process draws rows in an optimiser step of a stage."""
+    sizes = (stage.per_device_batch_size, stage.tokens_per_device, world_size, where)
     if isinstance(stage, PpoSettings):
         step, rest = divmod(stage.rollout_batch_size, stage.minibatches)
         if rest:
@@ -100,11 +101,9 @@ def _accumulation(stage: StageSettings, world_size: int, where: str) -> int:
                 f"{where}: rollout_batch_size {stage.rollout_batch_size} does not divide into {stage.minibatches} "
                 "minibatches; make it a multiple"
             )
-        return accumulation_steps(
-            step, stage.per_device_batch_size, world_size, where, "rollout_batch_size / minibatches"
-        )
+        return draws_of_step(step, *sizes, name="rollout_batch_size / minibatches")[1]
     assert isinstance(stage, OfflineSettings)
-    return accumulation_steps(stage.global_batch_size, stage.per_device_batch_size, world_size, where)
+    return draws_of_step(stage.global_batch_size, *sizes)[1]
 
 
 def _batch_key(places: Places, name: str) -> KeyPath:
@@ -241,6 +240,9 @@ def _stage(recipe: Recipe, name: str) -> Iterator[Problem]:
     yield from _deepspeed(stage, at)
     if isinstance(stage, OfflineSettings):
         yield from _trainer_args(stage, stage.kind, at)
+        if stage.engine == "trl" and stage.tokens_per_device is not None:
+            text = "TRL's trainer counts rows; remove engine: trl, or set per_device_batch_size instead"
+            yield Problem((*at, "tokens_per_device"), text)
     if isinstance(stage, SftSettings) and stage.packing and stage.group_by_length:
         text = "packed rows have no padding, so that grouping them has no effect; remove one of the two"
         yield Problem((*at, "group_by_length"), text)

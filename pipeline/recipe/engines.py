@@ -113,6 +113,11 @@ def _problems(recipe: Recipe, name: str, stage: StageSettings, environment: Mapp
         yield why
     if asked.kind == "none":
         return
+    if stage.tokens_per_device is not None:
+        yield (
+            f"with tokens_per_device a process makes as many passes as its own rows need, and {asked} has all make "
+            f"the same number; write `stages.{name}.tokens_per_device: null` and set per_device_batch_size"
+        )
     if isinstance(stage, DpoSettings) and stage.watch is not None and asked.spreads_parameters:
         yield (
             "watch answers prompts while training goes on, for which a rank needs the whole policy, and "

@@ -25,6 +25,11 @@ class StageSettings(Settings):
 
     learning_rate: PositiveFloat
     per_device_batch_size: PositiveInt = Field(4, description="Rows per forward pass on one process.")
+    tokens_per_device: PositiveInt | None = Field(
+        None,
+        description="In passes that train, instead of a number of rows: as many rows together as have at most so many "
+        "tokens. One that is longer goes alone.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Arithmetic of the forward pass; auto: bf16 where the hardware is faster in it, else fp32."
     )

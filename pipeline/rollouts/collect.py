@@ -66,7 +66,9 @@ Layout = list[list[tuple[int, ...]]]
 """This rank's micro-batches, by minibatch: indices of episodes."""
 
 
-def lay_out(lengths: Sequence[int], minibatches: int, batch_size: int, ranks: Ranks, seed: int) -> Layout:
+def lay_out(
+    lengths: Sequence[int], minibatches: int, batch_size: int, ranks: Ranks, seed: int, most_tokens: int | None = None
+) -> Layout:
     """Which episodes this rank passes through the models together.
 
     The minibatches, and the micro-batches in them, are the same for any number of ranks.
@@ -77,6 +79,8 @@ def lay_out(lengths: Sequence[int], minibatches: int, batch_size: int, ranks: Ra
         batch_size: rows per forward pass; times the ranks, divides a minibatch.
         ranks: this process among its peers.
         seed: draws the minibatches.
+        most_tokens: of a forward pass, as if it were padded, instead of a number of rows. No process is left without
+            a pass, so that where there are more of them than passes needed, passes are smaller.
     """
     order = list(range(len(lengths)))
     random.Random(seed).shuffle(order)
@@ -85,9 +89,22 @@ def lay_out(lengths: Sequence[int], minibatches: int, batch_size: int, ranks: Ra
     for start in range(0, len(order), size):
         # The longest come first, so that too large a batch shows at once.
         rows = sorted(order[start : start + size], key=lambda index: (-lengths[index], index))
-        micro = [tuple(rows[first : first + batch_size]) for first in range(0, size, batch_size)]
+        if most_tokens is None:
+            micro = [tuple(rows[first : first + batch_size]) for first in range(0, size, batch_size)]
+        else:
+            micro = _within(rows, lengths, most_tokens, size // ranks.world_size)
         layout.append(micro[ranks.rank :: ranks.world_size])
     return layout
+
+
+def _within(rows: Sequence[int], lengths: Sequence[int], most: int, most_rows: int) -> list[tuple[int, ...]]:
+    """Rows, longest first, in passes that have at most so many tokens when all are padded to their longest."""
+    found = []
+    while rows:
+        count = min(most_rows, max(1, most // lengths[rows[0]]))
+        found.append(tuple(rows[:count]))
+        rows = rows[count:]
+    return found
 
 
 @torch.no_grad()

@@ -138,7 +138,10 @@ def _trainer(
         call = reference_call(policy.model, reference, resolve_precision(settings.precision))
         objective = Preference(settings, call)
         trunk = share_trunk(context, settings, policy.model, rows, objective)
-        return StreamTrainer(model=policy.model, args=arguments, rows=rows, objective=objective, trunk=trunk)
+        return StreamTrainer(
+            model=policy.model, args=arguments, rows=rows, objective=objective, trunk=trunk,
+            most_tokens=settings.tokens_per_device,
+        )  # fmt: skip
     return CommittedDPOTrainer(
         model=policy.model,
         ref_model=reference,

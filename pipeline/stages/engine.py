@@ -38,6 +38,11 @@ def choose_engine(context: StageContext, settings: OfflineSettings, models: list
         return STREAMS
     if settings.engine == STREAMS:
         raise RecipeError(f"stages.{context.stage}.engine: streams are not possible here: {why}; leave it at auto")
+    if settings.tokens_per_device is not None:
+        raise RecipeError(
+            f"stages.{context.stage}.tokens_per_device: TRL's trainer has to compute the steps, and counts rows: "
+            f"{why}; leave it out and set per_device_batch_size"
+        )
     context.console.say(f"TRL's trainer computes the steps: {why}")
     return TRL
 

@@ -26,7 +26,7 @@ from pipeline.models.adapters import require_sound
 from pipeline.models.forward import has_dropout
 from pipeline.models.saved_state import state_being_read
 from pipeline.models.shards import stored_bytes
-from pipeline.recipe import accumulation_steps, ds_config_file
+from pipeline.recipe import draws_of_step, ds_config_file
 from pipeline.recipe.engines import stage_engine
 from pipeline.recipe.stage_settings import OfflineSettings
 from pipeline.runtime import barrier, resolve_precision, seed_everything
@@ -269,12 +269,14 @@ def training_arguments(
     where = f"stages.{context.stage}"
     on_gpu = torch.cuda.is_available()
     precision = resolve_precision(settings.precision)
+    rows, draws = draws_of_step(
+        settings.global_batch_size, settings.per_device_batch_size, settings.tokens_per_device,
+        context.ranks.world_size, where,
+    )  # fmt: skip
     values: dict[str, Any] = {
         "output_dir": str(context.checkpoints),
-        "per_device_train_batch_size": settings.per_device_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(
-            settings.global_batch_size, settings.per_device_batch_size, context.ranks.world_size, where
-        ),
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": draws,
         "learning_rate": settings.learning_rate,
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,

@@ -198,6 +198,7 @@ class _Loop:
             layout = lay_out(
                 [len(e.prompt_ids) + len(e.answer.ids) for e in episodes],
                 settings.minibatches, settings.per_device_batch_size, self._context.ranks, seed,
+                settings.tokens_per_device,
             )  # fmt: skip
             shaping = Shaping(
                 temperature=settings.temperature, kl_coef=progress.kl_coef, gamma=settings.gamma,

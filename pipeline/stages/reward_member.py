@@ -179,7 +179,10 @@ def _trainer(engine: str, model: Any, training: Training, context: StageContext)
         # As TRL's trainer does: the scores of a pair's two answers would come from two different models.
         without_dropout(model)
         trunk = share_trunk(context, settings, model, training.rows, objective)
-        return StreamTrainer(model=model, args=arguments, rows=training.rows, objective=objective, trunk=trunk)
+        return StreamTrainer(
+            model=model, args=arguments, rows=training.rows, objective=objective, trunk=trunk,
+            most_tokens=settings.tokens_per_device,
+        )  # fmt: skip
     return CommittedRewardTrainer(
         model=model,
         args=arguments,

@@ -110,7 +110,10 @@ def _trainer(
     if engine == STREAMS:
         objective = Imitation()
         trunk = share_trunk(context, settings, policy.model, rows, objective)
-        return StreamTrainer(model=policy.model, args=arguments, rows=rows, objective=objective, trunk=trunk)
+        return StreamTrainer(
+            model=policy.model, args=arguments, rows=rows, objective=objective, trunk=trunk,
+            most_tokens=settings.tokens_per_device,
+        )  # fmt: skip
     if settings.packing:
         require_rows_apart(policy.model, rows, policy.description.pad_id, precision, context.stage)
     return CommittedSFTTrainer(

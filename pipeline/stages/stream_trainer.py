@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.faults import reach, spoil
 from pipeline.runtime import sum_over_ranks
 from pipeline.stages.offline import CommittedTrainer
-from pipeline.streams import StandIn, Stream, balanced
+from pipeline.streams import StandIn, Stream, balanced, parts_within
 
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
@@ -78,25 +78,35 @@ class MicroBatch(Generic[R]):
     stream: Stream
 
 
+@dataclass(frozen=True, slots=True)
+class ShareOfStep(Generic[R]):
+    """All of a rank's rows of a step, in as many passes as they need."""
+
+    passes: tuple[MicroBatch[R], ...]
+
+
 class StreamTrainer(CommittedTrainer):
     """Transformers' Trainer, its step computed on streams.
 
     Args:
         model: that takes streams (`models.stream_forward.take_streams`).
-        args: of the library's own kind; its batch size is in rows.
+        args: of the library's own kind; its batch size is in rows: of a pass, or of a step where tokens are bounded.
         rows: to train on.
         objective: what is learned from them.
         trunk: what the layers below the adapter give, for all that are called with a stream; None where no layer is.
+        most_tokens: of a pass; None where the batch size says what goes through together.
     """
 
     def __init__(
-        self, *, model: Any, args: Any, rows: Sequence[R], objective: Objective[R], trunk: Shared | None = None
-    ):
+        self, *, model: Any, args: Any, rows: Sequence[R], objective: Objective[R], trunk: Shared | None = None,
+        most_tokens: int | None = None,
+    ):  # fmt: skip
         args.remove_unused_columns = False
         args.label_names = []
         super().__init__(model=model, args=args, train_dataset=_Rows(rows), data_collator=_as_they_are)
         self._objective = objective
         self._trunk = trunk
+        self._most_tokens = most_tokens
         self._sums: dict[str, float] = {}
         self._items = 0.0
         self.loss_is_scaled_for_ga = True
@@ -108,14 +118,30 @@ class StreamTrainer(CommittedTrainer):
         """
         drawn, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         rows = [row for batch in drawn for row in batch]
-        parts = balanced([self._objective.tokens(row) for row in rows], len(drawn))
+        parts = self._parts(rows, len(drawn))
         micros = [self._micro_batch([rows[index] for index in part]) for part in parts]
         counted = torch.tensor(
             [sum(map(self._objective.items, rows)), sum(map(self._objective.tokens, rows))], dtype=torch.float64
         )
         items, tokens = sum_over_ranks(counted.to(device)).tolist()
         self.state.num_input_tokens_seen += int(tokens)
-        return micros, items
+        return micros if self._most_tokens is None else [ShareOfStep(tuple(micros))], items
+
+    def _parts(self, rows: list[Any], draws: int) -> list[list[int]]:
+        if self._most_tokens is None:
+            return balanced([self._objective.tokens(row) for row in rows], draws)
+        # What a row shares within itself, as a pair its prompt, goes through once.
+        return parts_within([len(self._objective.stream([row]).ids_N) for row in rows], self._most_tokens)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """A pass forward and backward, or all of a step; gradients cross the ranks in a step's last pass alone."""
+        if not isinstance(inputs, ShareOfStep):
+            return super().training_step(model, inputs, num_items_in_batch)
+        one: Callable[..., Tensor] = super().training_step
+        *others, last = inputs.passes
+        with self.accelerator.no_sync(model):
+            losses = [one(model, each, num_items_in_batch) for each in others]
+        return sum(losses, one(model, last, num_items_in_batch))
 
     def _micro_batch(self, rows: list[Any]) -> MicroBatch[Any]:
         return MicroBatch(tuple(rows), self._objective.stream(rows))

@@ -30,12 +30,14 @@ ENGINES = ("none", "zero1", "zero2", "zero3", "zero3_offload_cpu")
 TOGETHER = [case(kind, form, engine) for kind in KINDS for form in FORMS for engine in (*ENGINES, "fsdp")]
 TOGETHER += [case("sft", "dora", engine) for engine in ("none", "zero2", "fsdp")]
 TOGETHER += [case("dpo", "dora", "zero1")]
+TOGETHER += [case(kind, "lora", "none", "tokens", settings={"tokens_per_device": 150}) for kind in KINDS]
 LEFT = [case(kind, "lora", "none", "left", stop_at=2, left=True) for kind in ("sft", "dpo", "ppo")]
 """Stopped on one process, to be gone on with on two."""
 LEFT[2]["settings"] |= PPO
 PPO_TOGETHER = [
     *(case("ppo", form, engine, settings=PPO) for form in FORMS for engine in ENGINES),
     case("ppo", "dora", "zero2", settings=TWICE),
+    case("ppo", "lora", "none", "tokens", settings={**PPO, "tokens_per_device": 100}),
 ]
 SHORT = {"episodes": 16, "value_warmup": 0}
 """One rollout, where only the end is looked at."""

@@ -48,6 +48,7 @@ def test_it_names_stage_phase_peak_and_what_to_type():
         ("stages.sft.per_device_batch_size=1", "stages.sft.gradient_checkpointing=true", "evaluation.batch_size=1"),
         ("model.adapter=none",),
         ("model.quantization=nf4",),
+        ("stages.sft.tokens_per_device=512", "stages.reward.tokens_per_device=1", "stages.ppo.tokens_per_device=64"),
     ],
 )
 def test_three_edits_that_pass_the_plan_and_change_something(
@@ -64,6 +65,11 @@ def test_three_edits_that_pass_the_plan_and_change_something(
     assert all(code == 0 for code, _ in plans), plans
     before = loads_recipe(TEXT, "r.yaml", overrides).recipe
     assert all(loads_recipe(TEXT, "r.yaml", [*overrides, edit]).recipe != before for edit in tries)
+
+
+def test_passes_that_are_bounded_in_tokens_become_smaller_in_tokens():
+    first, *others = edits(sentence("sft", "stages.sft.tokens_per_device=512"))
+    assert first == "stages.sft.tokens_per_device=256" and not any("batch_size" in each for each in others)
 
 
 def planned(capsys, *overrides):

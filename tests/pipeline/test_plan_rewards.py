@@ -75,6 +75,8 @@ EDITS: dict[str, set[str]] = {
     "stages.ppo.value_init=zero": PPO,
     "stages.ppo.value_trunk=policy": PPO,
     "stages.ppo.value_trunk=own": set(),
+    "stages.ppo.tokens_per_device=4096": PPO,
+    "stages.ppo.tokens_per_device=null": set(),
     "stages.ppo.eval_every=3": PPO,
     "stages.ppo.rollout_engine=paged": PPO,
     "stages.ppo.rewards=[{from: rules}]": PPO,
@@ -122,9 +124,12 @@ def test_every_other_setting_is_in_the_key(here):
         missing = set(block.model_fields) - set(found[kind].settings["stage"])
         # Stages' names, what only watches, and what came later and is left out where it says nothing.
         known = {
-            "reward": {"init", "seed"},
-            "ppo": {"policy", "reward_model", "rewards", "gate", "watch", "stop_at_turn", "value_trunk", "value_coef"},
-        }
+            "reward": {"init", "seed", "tokens_per_device"},
+            "ppo": {
+                "policy", "reward_model", "rewards", "gate", "watch", "stop_at_turn", "value_trunk", "value_coef",
+                "tokens_per_device",
+            },
+        }  # fmt: skip
         assert missing == known[kind]
 
 

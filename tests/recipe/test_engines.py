@@ -227,6 +227,15 @@ def test_what_ppo_cannot_have_under_an_engine(overrides, said, ways_out):
     engines({}, *given, *map(placed, ways_out))
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_passes_of_so_many_tokens_are_not_for_engines_that_count_them(stage):
+    asked = [f"stages.{stage}.tokens_per_device=2048", f"stages.{stage}.deepspeed=zero2"]
+    text = refused({}, *asked)
+    assert "DeepSpeed ZeRO-2 has all make the same number" in text
+    engines({}, *asked, f"stages.{stage}.tokens_per_device=null")
+    engines({}, asked[0])
+
+
 def test_ppo_offloads_under_zero3_alone(tmp_path):
     engines({}, "stages.ppo.deepspeed=zero3_offload_cpu")
     engines({}, "stages.ppo.deepspeed=zero3_offload_cpu", "model.adapter=none")

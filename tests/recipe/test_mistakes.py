@@ -59,6 +59,11 @@ MISTAKES: dict[str, tuple[str, str, list[str]]] = {
     "library's word for epochs": ("epochs: 1", "num_train_epochs: 1", [":14: stages.sft.num_train_epochs", "'epochs'"]),
     "library's word elsewhere": ("seed: 17", "lora_r: 8", ["r.yaml:2: lora_r", "'model.adapter.r'"]),
     "lr": ("learning_rate: 5", "lr: 5", ["r.yaml:17: stages.dpo.lr", "'learning_rate'"]),
+    "tokens of a trainer that counts rows": (
+        "beta: 0.1",
+        "engine: trl\n    tokens_per_device: 512",
+        [":17: stages.dpo.tokens_per_device", "counts rows"],
+    ),
     "accumulation": ("beta: 0.1", "gradient_accumulation_steps: 4", [":16: ", "follows from global_batch_size"]),
     "remote code": ("seed: 17", "trust_remote_code: true", ["r.yaml:2: ", "never runs code"]),
     "key with a line break": ("limit: 100", '"a\\nb": 1', [":11: data.preference.sources.0.a\\nb: unknown key"]),

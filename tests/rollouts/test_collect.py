@@ -70,6 +70,25 @@ def test_the_layout_is_the_same_for_any_number_of_ranks(minibatches, size):
             assert [rows for round_ in zip(*dealt, strict=True) for rows in round_] == whole
 
 
+@pytest.mark.parametrize("most", [1, max(LENGTHS), 2 * max(LENGTHS), 10**6])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_passes_within_a_number_of_tokens(most, world):
+    """As if padded; every row once, longest first; no process is left without a pass, and none makes two too many."""
+    shares = [lay_out(LENGTHS, 2, 3, Ranks(rank, rank, world), 3, most) for rank in range(world)]
+    by_rows = lay_out(LENGTHS, 2, 8, ALONE, 3)
+    for number, (whole,) in enumerate(by_rows):
+        passes = [rows for share in shares for rows in share[number]]
+        assert sorted(row for rows in passes for row in rows) == sorted(whole)
+        assert all(share[number] for share in shares)
+        for rows in passes:
+            assert len(rows) == 1 or len(rows) * LENGTHS[rows[0]] <= most
+            assert [LENGTHS[row] for row in rows] == sorted((LENGTHS[row] for row in rows), reverse=True)
+        if most == 10**6:
+            assert len(passes) == world
+        if most == 1:
+            assert len(passes) == len(whole)
+
+
 def test_micro_batches_hold_rows_of_similar_length():
     """And the longest come first."""
     for minibatch in lay_out(LENGTHS, 2, 2, ALONE, 3):

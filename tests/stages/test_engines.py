@@ -197,6 +197,39 @@ def test_work_is_counted(policy, config):
     assert abs(seen[0] - seen[2]) <= 40, "about equal micro-batches"
 
 
+@pytest.mark.parametrize("most", [1, 60, 10**6])
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_passes_of_so_many_tokens_learn_what_passes_of_so_many_rows_do(policy, config, kind, most):
+    """One pass a row, some, or one a step: the same losses and weights; and no pass has more tokens than it may."""
+    seen: list[int] = []
+
+    def trainer(most_tokens: int | None) -> Any:
+        model = streamed(policy())
+        model.get_base_model().model.layers[0].mlp.register_forward_hook(
+            lambda _, inputs, __: seen.append(inputs[0].shape[-2])
+        )
+        more = {} if most_tokens is None else {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 1}
+        if kind == "sft":
+            arguments, rows, objective = config(SFTConfig, **more), demonstrations(), Imitation()
+        else:
+            add_reference(model)
+            objective = Preference(DPO[0], reference_call(model, None, "fp32"))
+            arguments, rows = config(DPOConfig, beta=0.3, **more), pairs()
+        return StreamTrainer(model=model, args=arguments, rows=rows, objective=objective, most_tokens=most_tokens)
+
+    by_rows = trained(trainer(None))
+    seen.clear()
+    bounded = trainer(most)
+    require_equal(trained(bounded), by_rows, ())
+    longest = max(len(bounded._objective.stream([row]).ids_N) for row in bounded.train_dataset)
+    assert max(seen) <= max(most, longest)
+    calls = STEPS * (1 if kind == "sft" else 2)
+    if most == 60:
+        assert calls < len(seen) < PER_STEP * calls
+    else:
+        assert len(seen) == (PER_STEP * calls if most == 1 else calls)
+
+
 # Which engine is chosen
 
 
@@ -271,6 +304,9 @@ def test_elsewhere_it_is_trl_and_says_why(policy, settings, why):
     forced = settings.model_copy(update={"engine": "streams"})
     with pytest.raises(RecipeError, match=r"stages\.dpo\.engine: streams are not possible here: .*leave it at auto"):
         choose(forced, policy(), lacks(forced))
+    counting = settings.model_copy(update={"tokens_per_device": 512, "deepspeed": "none", "loss_type": "aot"})
+    with pytest.raises(RecipeError, match=r"stages\.dpo\.tokens_per_device: TRL's .*counts rows: .*leave it out"):
+        choose(counting, policy(), lacks(counting))
 
 
 def test_fields_of_the_trainer_itself_are_heeded_by_both(policy):
