@@ -38,7 +38,10 @@ _NOT_IN_KEYS: dict[str, Any] = {
 _LATER = {
     "sft": ("tokens_per_device",), "reward": ("seed", "tokens_per_device"),
     "ppo": ("stop_at_turn", "value_trunk", "value_coef", "tokens_per_device"),
-    "dpo": ("eval_every", "eval_prompts", "max_new_tokens", "select", "stop_at_turn", "tokens_per_device"),
+    "dpo": (
+        "eval_every", "eval_prompts", "max_new_tokens", "select", "stop_at_turn", "tokens_per_device",
+        "precompute_reference",
+    ),
 }  # fmt: skip
 """Settings that keys leave out at their default: artefacts from before there was a choice have them unsaid."""
 _NOT_JUDGED_BY: dict[str, Any] = {"judge": {"url", "timeout", "attempts", "parallel", "questions", "question_tokens"}}

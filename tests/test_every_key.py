@@ -201,6 +201,7 @@ for stage in ("sft", "reward", "dpo"):
         f"stages.{stage}.trainer_args": f"stages.{stage}.trainer_args={{adam_beta1: 0.5}}",
     }
 CHANGES |= {
+    "stages.dpo.precompute_reference": "stages.dpo.precompute_reference=true",
     "stages.reward.init": "stages.reward.init=base",
     "stages.reward.center_coefficient": "stages.reward.center_coefficient=0.1",
     "stages.reward.use_margins": "stages.reward.use_margins=false",
@@ -498,7 +499,9 @@ def _trainers(recipe: Any) -> Any:
         )
         kept = {key: str(value) for key, value in arguments.to_dict().items() if key != "logging_dir"}
         engine = choose_engine(_context(recipe, name), without_engine, [])
-        found[name] = kept, str(ds_config_file(settings.deepspeed)), getattr(settings, "rpo_alpha", None), engine
+        # What the objective reads itself; that both change losses or passes, the stages' own tests show.
+        read = [getattr(settings, key, None) for key in ("rpo_alpha", "precompute_reference")]
+        found[name] = kept, str(ds_config_file(settings.deepspeed)), read, engine
     return found
 
 

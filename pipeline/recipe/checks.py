@@ -240,9 +240,9 @@ def _stage(recipe: Recipe, name: str) -> Iterator[Problem]:
     yield from _deepspeed(stage, at)
     if isinstance(stage, OfflineSettings):
         yield from _trainer_args(stage, stage.kind, at)
-        if stage.engine == "trl" and stage.tokens_per_device is not None:
-            text = "TRL's trainer counts rows; remove engine: trl, or set per_device_batch_size instead"
-            yield Problem((*at, "tokens_per_device"), text)
+        for key in ("tokens_per_device", "precompute_reference"):
+            if stage.engine == "trl" and getattr(stage, key, None):
+                yield Problem((*at, key), "TRL's trainer knows no such thing here; remove it, or engine: trl")
     if isinstance(stage, SftSettings) and stage.packing and stage.group_by_length:
         text = "packed rows have no padding, so that grouping them has no effect; remove one of the two"
         yield Problem((*at, "group_by_length"), text)

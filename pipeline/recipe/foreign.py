@@ -44,6 +44,8 @@ DPO_KEYS = {
     "label_smoothing": "label_smoothing",
     "rpo_alpha": "rpo_alpha",
     "loss_weights": "rpo_alpha",
+    "precompute_ref_log_probs": "precompute_reference",
+    "precompute_ref_batch_size": "per_device_batch_size",
 }
 REWARD_KEYS = {
     "center_rewards_coefficient": "center_coefficient",

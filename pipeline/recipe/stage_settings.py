@@ -96,6 +96,11 @@ class DpoSettings(OfflineSettings):
         0.0, description="Assumed share of swapped pairs: conservative DPO with `sigmoid`, also robust, exo_pair, aot."
     )
     rpo_alpha: PositiveFloat = Field(1.0, description="Weight of the likelihood term of `rpo`.")
+    precompute_reference: bool = Field(
+        False,
+        description="Ask the reference about all pairs once, before training, and keep its answers for later passes "
+        "and runs; else in every step, which takes a third of the passes.",
+    )
     watch: StageName | None = Field(
         None,
         description="Earlier reward stage that scores answers to held-out prompts while training goes on: shows when "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,7 @@ from pipeline.models.forward import without_dropout
 from pipeline.models.load import device
 from pipeline.recipe.stage_settings import DpoSettings
 from pipeline.runtime import resolve_precision
+from pipeline.stages.dpo_kept_reference import KeptReference, reference_of_rows
 from pipeline.stages.dpo_loss import loss_arguments, rpo_loss
 from pipeline.stages.dpo_objective import Preference, lacks
 from pipeline.stages.dpo_reference import REFERENCE, add_reference, reference_call
@@ -81,13 +83,21 @@ def run(context: StageContext) -> StageResult:
     context.console.say(f"{len(train.rows)} pairs to train on, {len(held_out.rows)} held out{told}")
     models = [policy.model] if reference is None else [policy.model, reference]
     engine = choose_engine(context, settings, models, lacks(settings))
-    trainer = _trainer(engine, policy, reference, settings, context, train.rows)
+    kept = KeptReference() if settings.precompute_reference else None
+    trainer = _trainer(engine, policy, reference, settings, context, train.rows, kept)
     trainer.origins = [record.origin for record in train.records]
     keep_together(trainer, [record.group for record in train.records], settings, context.recipe.seed)
     size = 2 * settings.per_device_batch_size
     scorer = Scorer(policy.model, policy.description.pad_id, size, precision, context.ranks)
     judge = _Judge(policy, reference, scorer, settings.beta, context)
-    measured = Before(context, lambda: once(context, "before", lambda: judge.reference_and_margins(held_out.rows)))
+
+    def before_training() -> dict[str, Any]:
+        if kept is not None:
+            ask = partial(judge.reference_of, train.rows, "reference on training pairs")
+            kept.fill(train.rows, reference_of_rows(context, parent, train.rows, size, precision, ask))
+        return once(context, "before", lambda: judge.reference_and_margins(held_out.rows))
+
+    measured = Before(context, before_training)
     watch = None
     if settings.watch is not None:
         watch = Watch(context, settings, policy, judge.own_logps, judge.reference_logps, precision)
@@ -124,8 +134,9 @@ def run(context: StageContext) -> StageResult:
 
 
 def _trainer(
-    engine: str, policy: Policy, reference: Any, settings: DpoSettings, context: StageContext, rows: list[EncodedPair]
-) -> CommittedTrainer:
+    engine: str, policy: Policy, reference: Any, settings: DpoSettings, context: StageContext,
+    rows: list[EncodedPair], kept: KeptReference | None = None,
+) -> CommittedTrainer:  # fmt: skip
     arguments = training_arguments(
         DPOConfig, settings, context, beta=settings.beta, max_length=None, **loss_arguments(settings)
     )
@@ -136,7 +147,7 @@ def _trainer(
         # As TRL's trainer does: policy and reference would drop different units of one and the same model.
         without_dropout(policy.model)
         call = reference_call(policy.model, reference, resolve_precision(settings.precision))
-        objective = Preference(settings, call)
+        objective = Preference(settings, call, kept)
         trunk = share_trunk(context, settings, policy.model, rows, objective)
         return StreamTrainer(
             model=policy.model, args=arguments, rows=rows, objective=objective, trunk=trunk,
@@ -166,9 +177,12 @@ class _Judge:
         """Log-probabilities under the reference, and the untrained policy's margins against them."""
         if not rows:
             return {"reference": [], "margins": []}
-        progress = self._context.progress("reference on held-out pairs")
-        logps = [row.logp for row in self.reference_logps(pair_rows(rows), progress)]
+        logps = self.reference_of(rows, "reference on held-out pairs")
         return {"reference": logps, "margins": self.margins(rows, logps)}
+
+    def reference_of(self, rows: list[EncodedPair], task: str) -> list[float]:
+        """Log-probabilities under the reference of every chosen answer, then of every rejected one."""
+        return [row.logp for row in self.reference_logps(pair_rows(rows), self._context.progress(task))]
 
     def reference_logps(self, rows: Sequence[Row], progress: Progress | None = None) -> list[Likelihood]:
         """Log-probabilities of rows under the reference."""

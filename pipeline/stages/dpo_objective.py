@@ -14,6 +14,7 @@ from torch import Tensor
 from data_prep.chat import EncodedPair
 from pipeline.algorithms.dpo import LOSS_TYPES, SMOOTHED, dpo_loss
 from pipeline.recipe.stage_settings import DpoSettings
+from pipeline.stages.dpo_kept_reference import KeptReference
 from pipeline.stages.stream_trainer import Call, Found
 from pipeline.streams import Stream, stream_of
 
@@ -34,11 +35,13 @@ class Preference:
     Args:
         settings: of the stage.
         reference: called under no gradient, with the stream that the policy is called with.
+        kept: what the reference says of all rows; None where it is called in every step.
     """
 
-    def __init__(self, settings: DpoSettings, reference: Call):
+    def __init__(self, settings: DpoSettings, reference: Call, kept: KeptReference | None = None):
         self._settings = settings
         self._reference = reference
+        self._kept = kept
         kind = settings.loss_type
         self._kind = "sigmoid" if kind in ("rpo", "sigmoid_norm") else kind
         self._smoothing = settings.label_smoothing if self._kind in SMOOTHED and kind != "rpo" else 0.0
@@ -57,9 +60,8 @@ class Preference:
 
     def compute(self, call: Call, rows: Sequence[EncodedPair], stream: Stream) -> Found:
         """Loss and what TRL's trainer would log of it."""
-        with torch.no_grad():
-            reference = self._reference(stream)
-        policy_B2, reference_B2 = (self._by_pair(logps_M, stream) for logps_M in (call(stream), reference))
+        reference_B2 = self._against(rows, stream)
+        policy_B2 = self._by_pair(call(stream), stream)
         compared_B2, against_B2 = policy_B2, reference_B2
         if self._settings.loss_type in ("sigmoid_norm", "ipo"):
             lengths_B2 = stream.lengths_S().view(-1, 2)
@@ -86,6 +88,12 @@ class Preference:
             loss = loss + self._settings.rpo_alpha * nll_B.sum()
             metrics["nll/chosen"] = nll_B.detach()
         return Found(loss, {name: float(values.sum()) for name, values in metrics.items()})
+
+    @torch.no_grad()
+    def _against(self, rows: Sequence[EncodedPair], stream: Stream) -> Tensor:
+        if self._kept is not None:
+            return self._kept.of(rows, stream.ids_N.device)
+        return self._by_pair(self._reference(stream), stream)
 
     @staticmethod
     def _by_pair(logps_M: Tensor, stream: Stream) -> Tensor:

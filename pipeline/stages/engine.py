@@ -38,11 +38,12 @@ def choose_engine(context: StageContext, settings: OfflineSettings, models: list
         return STREAMS
     if settings.engine == STREAMS:
         raise RecipeError(f"stages.{context.stage}.engine: streams are not possible here: {why}; leave it at auto")
-    if settings.tokens_per_device is not None:
-        raise RecipeError(
-            f"stages.{context.stage}.tokens_per_device: TRL's trainer has to compute the steps, and counts rows: "
-            f"{why}; leave it out and set per_device_batch_size"
-        )
+    for key in ("tokens_per_device", "precompute_reference"):
+        if getattr(settings, key, None):
+            raise RecipeError(
+                f"stages.{context.stage}.{key}: TRL's trainer has to compute the steps, and knows no such thing: "
+                f"{why}; leave it out"
+            )
     context.console.say(f"TRL's trainer computes the steps: {why}")
     return TRL
 

@@ -31,6 +31,10 @@ TOGETHER = [case(kind, form, engine) for kind in KINDS for form in FORMS for eng
 TOGETHER += [case("sft", "dora", engine) for engine in ("none", "zero2", "fsdp")]
 TOGETHER += [case("dpo", "dora", "zero1")]
 TOGETHER += [case(kind, "lora", "none", "tokens", settings={"tokens_per_device": 150}) for kind in KINDS]
+TOGETHER += [
+    case("dpo", form, engine, "kept", settings={"precompute_reference": True})
+    for form, engine in (("lora", "none"), ("lora", "zero3"), ("full", "zero2"))
+]
 LEFT = [case(kind, "lora", "none", "left", stop_at=2, left=True) for kind in ("sft", "dpo", "ppo")]
 """Stopped on one process, to be gone on with on two."""
 LEFT[2]["settings"] |= PPO

@@ -62,7 +62,17 @@ MISTAKES: dict[str, tuple[str, str, list[str]]] = {
     "tokens of a trainer that counts rows": (
         "beta: 0.1",
         "engine: trl\n    tokens_per_device: 512",
-        [":17: stages.dpo.tokens_per_device", "counts rows"],
+        [":17: stages.dpo.tokens_per_device", "knows no such thing"],
+    ),
+    "kept by a trainer that keeps nothing": (
+        "beta: 0.1",
+        "engine: trl\n    precompute_reference: true",
+        [":17: stages.dpo.precompute_reference", "remove it, or engine: trl"],
+    ),
+    "library's word for a kept reference": (
+        "beta: 0.1",
+        "precompute_ref_log_probs: true",
+        [":16: stages.dpo.precompute_ref_log_probs", "'precompute_reference'"],
     ),
     "accumulation": ("beta: 0.1", "gradient_accumulation_steps: 4", [":16: ", "follows from global_batch_size"]),
     "remote code": ("seed: 17", "trust_remote_code: true", ["r.yaml:2: ", "never runs code"]),

@@ -305,7 +305,7 @@ def test_elsewhere_it_is_trl_and_says_why(policy, settings, why):
     with pytest.raises(RecipeError, match=r"stages\.dpo\.engine: streams are not possible here: .*leave it at auto"):
         choose(forced, policy(), lacks(forced))
     counting = settings.model_copy(update={"tokens_per_device": 512, "deepspeed": "none", "loss_type": "aot"})
-    with pytest.raises(RecipeError, match=r"stages\.dpo\.tokens_per_device: TRL's .*counts rows: .*leave it out"):
+    with pytest.raises(RecipeError, match=r"stages\.dpo\.tokens_per_device: TRL's .*knows no such thing: .* leave"):
         choose(counting, policy(), lacks(counting))
 
 
