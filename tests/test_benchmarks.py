@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import chain, compare, scaling, shapes, side_ours, side_ours_ppo
+from benchmarks import chain, compare, kept_reference, scaling, shapes, side_ours, side_ours_ppo
 from benchmarks.meter import Measured, count_streaming_head, count_work
 from benchmarks.rows import write_rows
 from data_prep.readers import SourceSpec, read_demonstrations, read_pairs
@@ -195,6 +195,22 @@ def test_a_comparison_is_a_median_of_ratios():
     text = compare._text(report)
     assert "25% of the matrix-product peak" in text and "3.00 x the peer's (4.00, 2.00, 3.00)" in text
     assert isinstance(SimpleNamespace(**report).machine, str)
+
+
+def test_a_sweep_with_a_kept_reference_runs_in_turns(tmp_path, monkeypatch, capsys):
+    asked: list[tuple[str, float]] = []
+
+    def run(folder: Any, arm: str, beta: float, changes: list[str]) -> float:
+        asked.append((arm, beta))
+        assert changes[:2] == [f"stages.dpo.beta={beta}", f"stages.dpo.precompute_reference={arm == 'once'}"]
+        return 30.0 if arm == "every step" else 20.0
+
+    monkeypatch.setattr(kept_reference, "_run", run)
+    monkeypatch.setattr(sys, "argv", ["x", "--betas", "0.1", "0.2", "--json", str(tmp_path / "out.json")])
+    kept_reference.main()
+    assert asked == [("every step", 0.1), ("once", 0.1), ("once", 0.2), ("every step", 0.2)]
+    assert json.loads((tmp_path / "out.json").read_text())["ratio"] == 1.5
+    assert "1.50 times as fast; by count of passes 1.20" in capsys.readouterr().out
 
 
 def test_both_programs_of_a_chain_get_the_same_rows(tmp_path):
