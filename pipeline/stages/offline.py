@@ -1,6 +1,6 @@
 """What SFT and DPO share: the library's trainer, made safe to kill, honest about NaN, and bit-identical on resume.
 
-A stage builds its trainer class with `committed`, its arguments with `training_arguments`, and calls `fit`.
+A stage mixes `CommittedTrainer` into the library's class, has `training_arguments` make its arguments, and calls `fit`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from data_prep.records import Origin
@@ -33,53 +33,12 @@ from pipeline.runtime import barrier, resolve_precision, seed_everything
 from pipeline.stages import spreading
 from pipeline.stages.batch_rows import StepRows, last_complete
 from pipeline.stages.fully_sharded import FullyShardedTrainer, spread_each_batch
+from pipeline.stages.offline_callbacks import PassCallback, StepCallback, WatchCallback, Watcher
 from pipeline.stages.spreading import Before, BeginCallback
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-_UNTRACKED = ("epoch", "total_flos", "step")
 _TWO_MOMENTS = ("adamw_torch", "adamw_torch_fused")
 """Optimisers that keep two numbers of its own type with every weight."""
-
-
-class PassCallback(TrainerCallback):
-    """Tells a sampler which pass begins: not every data loader of the library's hands that on.
-
-    Args:
-        sampler: of the trainer.
-    """
-
-    def __init__(self, sampler: EpochSampler):
-        self._sampler = sampler
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Name the pass, which a resumed run may be in the middle of."""
-        self._sampler.set_epoch(int(round(state.epoch or 0.0, 6)))
-
-
-class Watcher(Protocol):
-    """Measures the model on a schedule while it trains; every rank makes the same calls."""
-
-    @property
-    def figures(self) -> Sequence[str]:
-        """Names of what it logs on held-out data."""
-
-    @property
-    def stopped(self) -> str:
-        """Why training is to end before its last step; empty if it is not."""
-
-    def rewind(self, checkpoint: Path | None) -> None:
-        """Go on from a complete checkpoint, or begin without one."""
-
-    def due(self, step: int, last: int) -> bool:
-        """Whether a measurement belongs after this step."""
-
-    def look(self, step: int, logged: Sequence[Mapping[str, Any]]) -> None:
-        """Measure; `logged` are the trainer's averages so far."""
-
-    def save(self, checkpoint: Path) -> None:
-        """Put its state into a checkpoint that is being written (first rank only)."""
 
 
 class CommittedTrainer(FullyShardedTrainer):
@@ -186,72 +145,6 @@ class CommittedTrainer(FullyShardedTrainer):
         )
 
 
-class StepCallback(TrainerCallback):
-    """Between steps: progress for the person, metrics for the tracker, an ear for requests to stop."""
-
-    def __init__(self, context: StageContext):
-        self._context = context
-        self.preempted = False
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start the clock that the time left is told from."""
-        self._context.expect_steps(state.max_steps)
-        self._context.console.progress("step", state.global_step, state.max_steps)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Save and stop if any rank was asked to; close the window of logged averages at every checkpoint."""
-        reach("step.taken")
-        if self._context.stop.agreed():
-            self.preempted = state.global_step < state.max_steps
-            control.should_save = True
-            control.should_training_stop = True
-        # Averages over a window that a checkpoint cuts would differ after resuming, so a save also logs.
-        if control.should_save or state.global_step % args.save_steps == 0 or state.global_step >= state.max_steps:
-            control.should_log = True
-        return control
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Hand the trainer's averages to the tracker and show the loss."""
-        if logs is None or "loss" not in logs or not state.is_world_process_zero:
-            return
-        values = {name: float(value) for name, value in logs.items() if _is_number(value) and name not in _UNTRACKED}
-        self._context.tracker.log(state.global_step, "train", values)
-        self._context.console.progress("step", state.global_step, state.max_steps, f"loss {values['loss']:.4f}")
-
-
-class WatchCallback(TrainerCallback):
-    """Calls the watcher before the first step, and has the trainer call it whenever it is due."""
-
-    def __init__(self, watcher: Watcher):
-        self._watcher = watcher
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Measure what training starts from, unless it goes on from later."""
-        if state.global_step == 0:
-            self._watcher.look(0, [])
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Close the window of logged averages and ask for a measurement."""
-        if self._watcher.due(state.global_step, state.max_steps):
-            control.should_log = control.should_evaluate = True
-        return control
-
-
 def training_arguments(
     config_class: type, settings: OfflineSettings, context: StageContext, **fixed: Any
 ) -> TrainingArguments:
@@ -318,7 +211,7 @@ def fit(trainer: CommittedTrainer, context: StageContext, before: Before, watche
     """Train to the end, from the newest complete checkpoint if there is one.
 
     Args:
-        trainer: built with `committed` classes.
+        trainer: with the rows to train on.
         context: of the stage.
         before: what is measured of the model before the first step.
         watcher: measures the model on a schedule, and may end training.
@@ -388,7 +281,3 @@ def _require_known(arguments: Mapping[str, Any], config_class: type, where: str)
             close = difflib.get_close_matches(name, known, n=1)
             hint = f", did you mean {close[0]!r}?" if close else ""
             raise RecipeError(f"{where}.trainer_args.{name}: {config_class.__name__} has no such field{hint}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -11,9 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from pipeline.algorithms.logps import TokenScores
@@ -25,17 +23,9 @@ from pipeline.faults import reach, spoil
 from pipeline.models.roles import POLICY, VALUE, Roles
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.rollouts.collect import MicroBatch
-from pipeline.runtime import Ranks, gather_lists, sum_over_ranks
+from pipeline.runtime import Ranks, gather_lists
+from pipeline.stages.ppo_optimiser import adamw, share_of_peak, sum_gradients
 from pipeline.stages.ppo_report import Seen, UpdateReport, seen_in, token_mean
-
-_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    "linear": lambda done: 1 - done,
-    "constant": lambda done: 1.0,
-}
-"""Share of the peak learning rate when a share of the rollouts after warm-up is done."""
-ADAM_EPS = 1e-5
-"""Larger than usual, as in the implementations that PPO's known results come from (arXiv 2403.17031)."""
 
 RATIO_EXPLODED = 10.0
 """Mean ratio of a minibatch beyond which nothing is learnt from it, as in TRL's PPO (`ratio_threshold`)."""
@@ -84,15 +74,13 @@ class Learner:
         self._minibatch = 0
         self._rollouts = rollouts
         self._peaks = {POLICY: settings.learning_rate, VALUE: settings.value_learning_rate or settings.learning_rate}
-        self.optimisers = {
-            role: _optimiser(roles.trainable(role), rate, settings) for role, rate in self._peaks.items()
-        }
+        self.optimisers = {role: adamw(roles.trainable(role), rate, settings) for role, rate in self._peaks.items()}
 
     def rates(self, rollout: int) -> dict[str, float]:
         """Learning rate of each role in a rollout, the first being 0; the policy's schedule begins when it does."""
         idle = {POLICY: self._settings.value_warmup, VALUE: 0}
         return {
-            role: peak * _share_of_peak(self._settings, rollout - idle[role], self._rollouts - idle[role])
+            role: peak * share_of_peak(self._settings, rollout - idle[role], self._rollouts - idle[role])
             for role, peak in self._peaks.items()
         }
 
@@ -255,7 +243,7 @@ class Learner:
         engine = self._roles.engine(role)
         if engine is None:
             parameters = self._roles.trainable(role)
-            _sum_gradients(parameters)
+            sum_gradients(parameters)
             norm = spoil("ppo.gradient", float(clip_grad_norm_(parameters, self._settings.max_grad_norm)))
             self._require_finite(role, everywhere, norm)
             self.optimisers[role].step()
@@ -286,36 +274,6 @@ class Learner:
             case "constant":
                 return rows * self._settings.max_new_tokens
         return rows
-
-
-def _optimiser(parameters: Sequence[Parameter], rate: float, settings: PpoSettings) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=rate, eps=ADAM_EPS, weight_decay=settings.weight_decay)
-
-
-def _share_of_peak(settings: PpoSettings, rollout: int, rollouts: int) -> float:
-    """How much of the peak learning rate a rollout learns with; nothing before the first.
-
-    The library's warm-up begins at 0, which costs it one step; here it would be a whole rollout.
-    """
-    warmup = round(settings.warmup_ratio * rollouts)
-    if rollout < 0:
-        return 0.0
-    if rollout < warmup:
-        return (rollout + 1) / (warmup + 1)
-    return _SCHEDULES[settings.schedule]((rollout - warmup) / max(rollouts - warmup, 1))
-
-
-def _sum_gradients(parameters: Sequence[Parameter]) -> None:
-    """Every rank's gradient becomes the sum of all, in one message."""
-    gradients = [
-        parameter.grad if parameter.grad is not None else torch.zeros_like(parameter) for parameter in parameters
-    ]
-    flat: Tensor = sum_over_ranks(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-    start = 0
-    for parameter in parameters:
-        # Weights of a model in bfloat16 have gradients in it too; the value head beside them is float32.
-        parameter.grad = flat[start : start + parameter.numel()].view_as(parameter).to(parameter.dtype)
-        start += parameter.numel()
 
 
 def _over_ranks(mine: Sequence[float]) -> float:
