@@ -29,6 +29,7 @@ from pipeline.starting import (
     forget_exit_file,
     listen,
     planned,
+    planned_engine,
     record_exit,
     record_run,
     supervisor_of,
@@ -141,9 +142,12 @@ def _plan(options: argparse.Namespace) -> int:
     decisions = supervisor_of(options, Ranks.from_environment(), Console(None)).plan()
     if getattr(options, "json", False):
         rows = [
-            {"stage": d.node.name, "kind": d.node.kind, "action": d.action, "reason": d.reason, "key": d.node.key[:16]}
+            {
+                "stage": d.node.name, "kind": d.node.kind, "action": d.action, "reason": d.reason,
+                "engine": planned_engine(d), "key": d.node.key[:16],
+            }
             for d in decisions
-        ]
+        ]  # fmt: skip
         print(json.dumps(rows, indent=2))
         return 0
     for decision in decisions:

@@ -62,7 +62,17 @@ def supervisor_of(options: argparse.Namespace, ranks: Ranks, console: Console) -
 def planned(decision: Decision) -> str:
     """One line on what a run would do with a stage, and why."""
     does = {"run": "will run", "skip": "is done ", "leave": "stays   "}[decision.action]
-    return f"{decision.node.name:<14} {does}  {decision.reason}  ({decision.node.key[:16]})"
+    engine = planned_engine(decision)
+    under = f", under {engine}" if engine else ""
+    return f"{decision.node.name:<14} {does}  {decision.reason}{under}  ({decision.node.key[:16]})"
+
+
+def planned_engine(decision: Decision) -> str:
+    """What would spread a stage over the ranks if it runs; empty where nothing does."""
+    from pipeline.recipe.engines import stage_engine
+
+    engine = stage_engine(decision.node.settings.get("stage", {}).get("deepspeed", "none"), os.environ)
+    return str(engine) if decision.action == "run" and engine.kind != "none" else ""
 
 
 def listen(ranks: Ranks) -> None:

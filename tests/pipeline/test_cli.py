@@ -260,6 +260,10 @@ def test_a_plan_says_what_and_why_and_touches_nothing(here):
         ("sft", "sft", "run", "not made yet"), ("dpo", "dpo", "run", "not made yet"),
     ]  # fmt: skip
     assert sorted(here.rglob("*")) == before
+    spread = trivet(here, "plan", "recipe.yaml", "--set", "stages.dpo.deepspeed=zero2").out.splitlines()
+    assert [", under DeepSpeed ZeRO-2  (" in row for row in spread] == [False, True]
+    rows = json.loads(trivet(here, "plan", "recipe.yaml", "--set", "stages.dpo.deepspeed=zero2", "--json").out)
+    assert [row["engine"] for row in rows] == ["", "DeepSpeed ZeRO-2"]
     rows = run(here, "recipe.yaml", "--plan", "--until", "sft").out.splitlines()
     assert "left out by --until sft" in rows[1]
 
