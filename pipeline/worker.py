@@ -43,6 +43,7 @@ from pipeline.runtime import (
     code_state,
     gather_lists,
     library_versions,
+    resolve_precision,
     seed_everything,
 )
 from pipeline.tracking import SilentTracker, Tracker
@@ -145,6 +146,7 @@ def _run_alone(assignment: Assignment, stop: StopRequest, console: Console, rank
     if any(gather_lists([made_meanwhile])):
         console.say("made by another run in the meantime")
         return
+    _require_one_precision(recipe, assignment.stage)
     parents = {role: artefact.open_artefact(Path(path)) for role, path in assignment.parents.items()}
     tracker = _tracker(assignment, recipe, ranks, console, folder)
     context = StageContext(
@@ -194,6 +196,24 @@ def _start_peers(ranks: Ranks, recipe: Recipe) -> None:
         torch.cuda.set_device(ranks.local_rank)
     patience = {} if recipe.rank_timeout is None else {"timeout": timedelta(seconds=recipe.rank_timeout)}
     PartialState(cpu=not torch.cuda.is_available(), **patience)
+
+
+def _require_one_precision(recipe: Recipe, stage: str) -> None:
+    """Refuse ranks on hardware of several kinds, some of which would compute in bf16 and others in float32."""
+    settings = recipe.stages.get(stage)
+    if settings is None or settings.precision != "auto":
+        return
+    found = gather_lists([resolve_precision("auto")])
+    if len(set(found)) > 1:
+        told = "; ".join(
+            f"{precision} on rank{'s' * (found.count(precision) > 1)} "
+            + ", ".join(str(rank) for rank, each in enumerate(found) if each == precision)
+            for precision in sorted(set(found))
+        )
+        raise TrivetError(
+            f"stage {stage}: precision auto goes by the hardware, and the ranks' differs ({told}); write "
+            f"`stages.{stage}.precision: fp32`, or launch on machines of one kind"
+        )
 
 
 def _tracker(assignment: Assignment, recipe: Recipe, ranks: Ranks, console: Console, folder: Path) -> Tracker:

@@ -6,14 +6,17 @@ import random
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import numpy
 import pytest
 import torch
 
 from data_prep.workers import mapped
-from pipeline import runtime
-from pipeline.errors import PreemptedError
+from pipeline import runtime, worker
+from pipeline.errors import PreemptedError, TrivetError
+from pipeline.recipe.stage_settings import DpoSettings, SftSettings
 from pipeline.runtime import (
     ROOT,
     Ranks,
@@ -244,3 +247,24 @@ def test_importing_the_light_part_loads_no_torch():
         "assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (["bf16", "bf16"], ""),
+        (["bf16", "fp32"], "(bf16 on rank 0; fp32 on rank 1)"),
+        (["fp32", "bf16", "fp32"], "(bf16 on rank 1; fp32 on ranks 0, 2)"),
+    ],
+)
+def test_ranks_compute_alike_or_not_at_all(monkeypatch, kinds, said):
+    recipe: Any = SimpleNamespace(stages={"sft": SftSettings(), "dpo": DpoSettings(precision="fp32")})
+    monkeypatch.setattr(worker, "gather_lists", lambda mine: kinds)
+    worker._require_one_precision(recipe, "dpo")
+    worker._require_one_precision(recipe, "evaluation")
+    if not said:
+        worker._require_one_precision(recipe, "sft")
+        return
+    with pytest.raises(TrivetError) as caught:
+        worker._require_one_precision(recipe, "sft")
+    assert said in str(caught.value) and "`stages.sft.precision: fp32`" in str(caught.value)
