@@ -48,6 +48,7 @@ PPO_KEYS = {
     "lambd": "gae_lambda",
     "max_epochs": "epochs",
     "micro_train_batch_size": "per_device_batch_size",
+    "train_max_tokens_per_gpu": "tokens_per_device",
     "micro_rollout_batch_size": "generation_batch_size",
     "generate_max_len": "max_new_tokens",
     "prompt_max_len": "data.prompts.max_prompt_length",
@@ -70,6 +71,7 @@ PPO_KEYS = {
     "entropy_coeff": "entropy_coef",
     "loss_agg_mode": "loss_aggregation",
     "critic_warmup": "value_warmup",
+    "ppo_max_token_len_per_gpu": "tokens_per_device",
 }
 
 _IN_REWARD = "the price is on k1 in the reward, the only estimator there whose optimum is the right one"
