@@ -208,7 +208,7 @@ def _reward_settings(
     if source.from_ == RULES:
         return {"rules": True, "weight": source.weight}
     where = f"stages.{name}.rewards.{index}.from"
-    return {"model": identify(source.from_, None, where).fingerprint, "weight": source.weight}
+    return {"model": identify(source.from_, source.revision, where).fingerprint, "weight": source.weight}
 
 
 def _evaluation_settings(recipe: Recipe, base: BaseIdentity, prints: dict[str, list[str]]) -> dict[str, Any]:

@@ -214,6 +214,7 @@ CHANGES |= {
     "stages.ppo.reward_model": "stages.ppo.reward_model=reward",
     "stages.ppo.rewards": "stages.ppo.rewards=[{from: judge}, {from: function}]",
     "stages.ppo.rewards[].from": "stages.ppo.rewards.0.from=reward",
+    "stages.ppo.rewards[].revision": "stages.ppo.rewards.0.revision=v1",
     "stages.ppo.rewards[].weight": "stages.ppo.rewards.0.weight=2",
     "stages.ppo.normalise_scores": "stages.ppo.normalise_scores=false",
     "stages.ppo.gate.min_accuracy": "stages.ppo.gate.min_accuracy=0.99",
@@ -269,6 +270,7 @@ BESIDES: dict[str, list[str]] = {
     "stages.reward.aggregate": ["stages.reward.ensemble=2"],
     "stages.reward.variance_weight": ["stages.reward.ensemble=2", "stages.reward.aggregate=mean_minus_variance"],
     "stages.ppo.rewards[].from": ["stages.ppo.rewards=[{from: judge}]"],
+    "stages.ppo.rewards[].revision": ["stages.ppo.rewards=[{from: owner/name}]"],
     "stages.ppo.rewards[].weight": ["stages.ppo.rewards=[{from: judge}]"],
     "stages.ppo.kl_horizon": ["stages.ppo.kl_target=1"],
     "stages.ppo.stop_kl": ["stages.ppo.minibatches=2"],
@@ -537,11 +539,16 @@ def _parents(recipe: Any) -> Any:
     from unittest import mock
 
     from pipeline import plan
+    from pipeline.models import source
     from pipeline.models.source import BaseIdentity
 
-    with mock.patch.object(plan, "source_fingerprint", lambda source: source.path):
+    with (
+        mock.patch.object(plan, "source_fingerprint", lambda source: source.path),
+        mock.patch.object(source, "_hub_commit", lambda base, revision, where: f"commit-{revision}"),
+    ):
         nodes = plan.make_nodes(recipe, BaseIdentity("b", None, "f"), Path("store"))
-    return [(node.name, node.kind, node.parents) for node in nodes]
+    models = [[each.get("model") for each in node.settings.get("rewards", ())] for node in nodes]
+    return [(node.name, node.kind, node.parents) for node in nodes], models
 
 
 def _rows(recipe: Any, data_set: str, tiny_folder: Path) -> Any:

@@ -89,6 +89,8 @@ def _rewards(recipe: Recipe, name: str, stage: PpoSettings, at: KeyPath) -> Iter
         if found not in possible and found not in (RULES, FUNCTION) and "/" not in found:
             text = why_not(recipe, name, found, [*possible, RULES, FUNCTION, "./FOLDER", "OWNER/MODEL"], "reward model")
             yield Problem((*at, index, "from"), text)
+        if source.revision is not None and (found in possible or found in (RULES, FUNCTION)):
+            yield Problem((*at, index, "revision"), f"'{found}' has no revisions; this key is for hub ids")
         if found in seen:
             yield Problem((*at, index), f"'{found}' stands here twice; write it once, with the sum of its weights")
         if source.weight == 0:

@@ -149,6 +149,7 @@ class RewardSource(Settings):
         description="An earlier reward stage; `rules`: the prompts' own checks, 1 or 0; `function`: the one given by "
         "--reward; or a folder or hub id of a sequence-classification model (text is tokenised anew for it).",
     )
+    revision: str | None = Field(None, description="Commit or tag of a hub id; the score follows from that commit.")
     weight: float = Field(1.0, description="Its score is multiplied by this and added to the others.")
 
 

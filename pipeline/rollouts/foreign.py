@@ -25,18 +25,19 @@ from pipeline.runtime import Ranks
 Conversation = list[dict[str, str]]
 
 
-def foreign_reward(name: str, batch_size: int, ranks: Ranks) -> ForeignReward:
+def foreign_reward(name: str, batch_size: int, ranks: Ranks, revision: str | None = None) -> ForeignReward:
     """Load a reward model from a folder or the hub.
 
     Args:
         name: folder or hub id.
         batch_size: conversations per forward pass.
         ranks: this process among its peers.
+        revision: commit or tag of a hub id.
 
     Raises:
         SourceUnreachableError: not there, no tokenizer or chat template, or no head with one output.
     """
-    folder = materialise(identify(name, None, "a reward's `from`"))
+    folder = materialise(identify(name, revision, "a reward's `from`"))
     return ForeignReward(name, _Classifier(folder, name, batch_size).scores, ranks)
 
 

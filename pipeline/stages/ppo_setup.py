@@ -157,7 +157,7 @@ def make_rewards(context: StageContext, settings: PpoSettings, roles: Roles, pad
         if source.from_ == FUNCTION:
             assert context.reward_function is not None
             return FunctionReward(context.reward_function)
-        return foreign_reward(source.from_, settings.per_device_batch_size, context.ranks)
+        return foreign_reward(source.from_, settings.per_device_batch_size, context.ranks, source.revision)
 
     return [(one(source), source.weight) for source in reward_sources(context.recipe, context.stage)]
 

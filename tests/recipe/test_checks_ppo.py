@@ -69,6 +69,7 @@ def rewards(*sources: str) -> str:
         ),
         ([rewards("from: rules", "from: rules")], "rewards.1: 'rules' stands here twice; write it once, with the sum"),
         ([rewards("from: a/b", "from: reward", "from: a/b")], "rewards.2: 'a/b' stands here twice"),
+        ([rewards("from: rules, revision: v1")], "rewards.0.revision: 'rules' has no revisions; this key is for hub"),
         ([rewards("from: rules, weight: 0")], "rewards.0.weight: a reward of weight 0 has no effect; remove"),
         ([RULES, "stages.ppo.value_init=reward"], "value_init=reward: there is no reward stage to start"),
         # what has no effect

@@ -19,6 +19,7 @@ from transformers import (
 
 from data_prep.records import Message, Origin, Prompt
 from pipeline.errors import SourceUnreachableError, TrivetError
+from pipeline.rollouts import foreign
 from pipeline.rollouts.answers import Answer
 from pipeline.rollouts.foreign import foreign_reward
 from pipeline.rollouts.rewards import Episode
@@ -155,3 +156,17 @@ def test_a_template_that_refuses_a_prompt_is_a_sentence(tmp_path):
     turns = (Message(role="system", content="well"), Message(role="user", content="two ?"))
     with pytest.raises(TrivetError, match="its chat template refuses turns of system, user, assistant: no system"):
         reward.scores(episodes(*turns))
+
+
+def test_the_commit_that_is_asked_for_is_the_one_that_is_loaded(tmp_path, monkeypatch):
+    folder = write(tmp_path / "x", LlamaForSequenceClassification(LlamaConfig(num_labels=1, **SHAPE)))
+    asked: list[tuple[str, str | None]] = []
+
+    def identified(base: str, revision: str | None, where: str) -> str:
+        asked.append((base, revision))
+        return str(folder)
+
+    monkeypatch.setattr(foreign, "identify", identified)
+    monkeypatch.setattr(foreign, "materialise", Path)
+    foreign_reward("owner/name", 2, ALONE, "v1")
+    assert asked == [("owner/name", "v1")]
