@@ -97,8 +97,9 @@ def main() -> None:
     peak = matmul_peak(precision == "bf16")
     measured = Measured()
     count_streaming_head(measured)
-    found = {what: _curve(what, _benches(what, precision, measured, options), measured, options, peak)
-             for what in options.what}  # fmt: skip
+    found = {}
+    for what in options.what:
+        found[what] = _curve(what, _benches(what, precision, measured, options), measured, options, peak)
     if options.json:
         report = {"machine": machine(), "matmul_peak_flops": peak, "curves": found}
         Path(options.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

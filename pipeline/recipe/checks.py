@@ -30,6 +30,7 @@ from pipeline.recipe.schema import DataSetSettings, Recipe
 from pipeline.recipe.source import REPOSITORY
 from pipeline.recipe.stage_settings import (
     STAGE_KINDS,
+    STREAMS_ALONE,
     DpoSettings,
     OfflineSettings,
     PpoSettings,
@@ -240,7 +241,7 @@ def _stage(recipe: Recipe, name: str) -> Iterator[Problem]:
     yield from _deepspeed(stage, at)
     if isinstance(stage, OfflineSettings):
         yield from _trainer_args(stage, stage.kind, at)
-        for key in ("tokens_per_device", "precompute_reference"):
+        for key in STREAMS_ALONE:
             if stage.engine == "trl" and getattr(stage, key, None):
                 yield Problem((*at, key), "TRL's trainer knows no such thing here; remove it, or engine: trl")
     if isinstance(stage, SftSettings) and stage.packing and stage.group_by_length:

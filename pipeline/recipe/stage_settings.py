@@ -16,6 +16,8 @@ DpoLoss = Literal[
     "apo_zero", "apo_down", "discopop", "sigmoid_norm", "rpo",
 ]  # fmt: skip
 DPO_LOSSES: tuple[str, ...] = get_args(DpoLoss)
+STREAMS_ALONE = ("tokens_per_device", "precompute_reference")
+"""Settings that TRL's trainers have no part for."""
 RULES, FUNCTION = "rules", "function"
 """Words in `rewards` that are not names of stages or folders."""
 

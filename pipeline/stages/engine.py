@@ -13,7 +13,7 @@ from pipeline.errors import RecipeError
 from pipeline.models.forward import causal_model
 from pipeline.models.stream_forward import attend_in_streams, take_streams
 from pipeline.recipe.engines import stage_engine
-from pipeline.recipe.stage_settings import OfflineSettings
+from pipeline.recipe.stage_settings import STREAMS_ALONE, OfflineSettings
 
 STREAMS, TRL = "streams", "trl"
 
@@ -38,7 +38,7 @@ def choose_engine(context: StageContext, settings: OfflineSettings, models: list
         return STREAMS
     if settings.engine == STREAMS:
         raise RecipeError(f"stages.{context.stage}.engine: streams are not possible here: {why}; leave it at auto")
-    for key in ("tokens_per_device", "precompute_reference"):
+    for key in STREAMS_ALONE:
         if getattr(settings, key, None):
             raise RecipeError(
                 f"stages.{context.stage}.{key}: TRL's trainer has to compute the steps, and knows no such thing: "
