@@ -6,10 +6,11 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -103,12 +104,15 @@ class Tab:
 @contextmanager
 def open_tab(chromium: str) -> Iterator[Tab]:
     """A Chromium of its own, with a profile that is thrown away."""
-    with tempfile.TemporaryDirectory() as profile:
+    # Its helpers outlive it for a moment and may still write to the profile while that is being removed.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ["--headless", "--remote-debugging-pipe", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
         # It refuses to sandbox itself for root.
         options += ["--no-sandbox"] if os.geteuid() == 0 else []
         command = ["sh", "-c", _ON_PIPES, chromium, *options, f"--user-data-dir={profile}"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        ) as process:
             if process.stdin is None or process.stdout is None:
                 raise RuntimeError("no pipes")
             try:
@@ -116,3 +120,5 @@ def open_tab(chromium: str) -> Iterator[Tab]:
             finally:
                 process.terminate()
                 process.wait()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
