@@ -108,7 +108,8 @@ def test_bf16_trains_and_its_head_still_tells_scores_apart(pair, name):
 @pytest.mark.parametrize("name", [each["name"] for each in [*PPO_TOGETHER, *PPO_OTHERS[-2:]]])
 def test_ppo_learns_what_one_process_learns(alone, pair, name):
     """Rollout by rollout: answers, scores, losses and norms of both trainings, and the policy on held-out prompts."""
-    one, two = alone[f"ppo-{name.split('-')[1]}-none"], pair[name]
+    [_, form, _, *more] = name.split("-")
+    one, two = alone["-".join(["ppo", form, "none", *(["shared"] if "shared" in more else [])])], pair[name]
     assert "error" not in two, two["error"]
     for key in (
         "policy/loss",
