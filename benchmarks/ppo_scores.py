@@ -144,7 +144,8 @@ def _peer(python: str, recipe: Recipe, seed: int, rate: float, prompts: Path, wh
     asked = {
         "batch_size": BATCH, "accumulation": size // BATCH, "steps": settings.episodes // size,
         "ppo_epochs": settings.epochs, "answer": settings.max_new_tokens, "temperature": settings.temperature,
-        "kl_coef": settings.kl_coef, "missing_eos_penalty": settings.missing_eos_penalty, "learning_rate": rate,
+        "kl_coef": settings.kl_coef, "gae_lambda": settings.gae_lambda,
+        "missing_eos_penalty": settings.missing_eos_penalty, "learning_rate": rate,
         "bf16": resolve_precision("auto") == "bf16", "peer_dtype": "float32", "peer_layers": "all", "seed": seed,
         "reward": str(whole / "reward"), "save_to": str(target),
     }  # fmt: skip

@@ -98,6 +98,7 @@ def _arguments(options: dict[str, Any], stop_id: int) -> PPOConfig:
         missing_eos_penalty=options.get("missing_eos_penalty", 1.0),
         temperature=options.get("temperature", 1.0),
         kl_coef=options.get("kl_coef", 0.05),
+        lam=options.get("gae_lambda", 0.95),
         learning_rate=options.get("learning_rate", 1e-5),
         seed=options.get("seed", 0),
         logging_steps=1,
