@@ -44,7 +44,7 @@ PPO_TOGETHER = [
     *(case("ppo", form, engine, settings=PPO) for form in FORMS for engine in ENGINES),
     case("ppo", "dora", "zero2", settings=TWICE),
     case("ppo", "lora", "none", "tokens", settings={**PPO, "tokens_per_device": 100}),
-    *(case("ppo", "lora", engine, "shared", settings=SHARED) for engine in ("none", "zero3")),
+    *(case("ppo", "lora", engine, "shared", settings=SHARED) for engine in ("none", "zero3", "zero3_offload_cpu")),
 ]
 SHORT = {"episodes": 16, "value_warmup": 0}
 """One rollout, where only the end is looked at."""
