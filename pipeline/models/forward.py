@@ -117,23 +117,37 @@ def attended_hidden_states(trunk: Any, ids_BT: Tensor, positions_BT: Tensor, att
     return hidden
 
 
+def _dropouts(model: Any) -> Iterator[tuple[Any, str]]:
+    """Modules that drop something out, and under which name they keep its share."""
+    for module in model.modules():
+        name = "p" if isinstance(module, torch.nn.Dropout) else "attention_dropout"
+        share = getattr(module, name, 0.0)
+        if isinstance(share, float) and share > 0.0:
+            yield module, name
+
+
 def without_dropout(model: Any) -> Any:
     """Turn all dropout off for good: the log-probabilities of two passes must be those of one policy."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+    for module, name in _dropouts(model):
+        setattr(module, name, 0.0)
     return model
 
 
 def has_dropout(model: Any) -> bool:
     """Whether chance has a part in a training pass of the model."""
-    for module in model.modules():
-        share = module.p if isinstance(module, torch.nn.Dropout) else getattr(module, "attention_dropout", 0.0)
-        if isinstance(share, float) and share > 0.0:
-            return True
-    return False
+    return any(True for _ in _dropouts(model))
+
+
+@contextmanager
+def undropped(model: Any) -> Iterator[None]:
+    """Within the block chance has no part in a training pass of the model."""
+    shares = [(module, name, getattr(module, name)) for module, name in _dropouts(model)]
+    without_dropout(model)
+    try:
+        yield
+    finally:
+        for module, name, share in shares:
+            setattr(module, name, share)
 
 
 @contextmanager
