@@ -12,29 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmarks.meter import machine
+from benchmarks.meter import machine, run_measured
 from benchmarks.rows import read_rows, write_rows
 from pipeline.models.source import identify, materialise
 from pipeline.runtime import resolve_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE, LENGTH = 1.0e-4, 512
-PROBE = (
-    "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:], stdout=2).returncode; "
-    "print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-)
-"""Runs a command and says its exit code and the largest resident set of any process in it, in KiB."""
 
 
 def main() -> None:
@@ -106,7 +98,7 @@ def _ours(out: Path, folder: Path, base: Path, options: argparse.Namespace) -> d
     out.mkdir()
     (out / "chain.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     run = [sys.executable, str(ROOT / "pipeline" / "run.py"), str(out / "chain.yaml"), "--output-dir", str(out / "run")]
-    seconds, gib = _measured([[*run, "--store", str(out / "store")]])
+    seconds, gib = run_measured([[*run, "--store", str(out / "store")]])
     stages = json.loads((out / "run" / "results.json").read_text())["stages"]
     return {"seconds": seconds, "peak_gib": gib, **{name: stages[name]["seconds"] for name in ("sft", "dpo")}}
 
@@ -133,23 +125,9 @@ def _peer(out: Path, folder: Path, base: Path, options: argparse.Namespace) -> d
         file = out / f"{name}.yaml"
         file.write_text(yaml.safe_dump({**common, **settings, "output_dir": str(out / name)}))
         commands.append([options.llama_factory, "-m", "llamafactory.cli", "train", str(file)])
-    seconds, gib = _measured(commands)
+    seconds, gib = run_measured(commands)
     reports = {name: json.loads((out / name / "train_results.json").read_text()) for name in own}
     return {"seconds": seconds, "peak_gib": gib, **{name: found["train_runtime"] for name, found in reports.items()}}
-
-
-def _measured(commands: list[list[str]]) -> tuple[float, float]:
-    """Seconds of commands, one after the other, and the largest resident set of any process in GiB."""
-    start, largest = time.perf_counter(), 0.0
-    # Without a launcher on the peer's side either.
-    environment = {**os.environ, "DISABLE_VERSION_CHECK": "1", "FORCE_TORCHRUN": "0"}
-    for command in commands:
-        done = subprocess.run([sys.executable, "-c", PROBE, *command], capture_output=True, text=True, env=environment)
-        code, kib = done.stdout.split()
-        if code != "0":
-            raise SystemExit(f"{' '.join(command)} ended with {code}:\n{done.stderr[-3000:]}")
-        largest = max(largest, int(kib) / 2**20)
-    return time.perf_counter() - start, largest
 
 
 def _has_gpu() -> bool:

@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import resource
+import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,6 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback
+
+_PROBE = (
+    "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:], stdout=2).returncode; "
+    "print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+)
+"""Runs a command and says its exit code and the largest resident set of any process in it, in KiB."""
 
 
 @dataclass
@@ -50,6 +58,20 @@ class Measured:
         self.settle()
         self.peak_gib = peak_gib()
         print(json.dumps(asdict(self)))
+
+
+def run_measured(commands: list[list[str]]) -> tuple[float, float]:
+    """Seconds of commands, one after the other, and the largest resident set of any process in them in GiB."""
+    start, largest = time.perf_counter(), 0.0
+    # LLaMA-Factory's: no launcher on its side either.
+    environment = {**os.environ, "DISABLE_VERSION_CHECK": "1", "FORCE_TORCHRUN": "0"}
+    for command in commands:
+        done = subprocess.run([sys.executable, "-c", _PROBE, *command], capture_output=True, text=True, env=environment)
+        code, kib = done.stdout.split()
+        if code != "0":
+            raise SystemExit(f"{' '.join(command)} ended with {code}:\n{done.stderr[-3000:]}")
+        largest = max(largest, int(kib) / 2**20)
+    return time.perf_counter() - start, largest
 
 
 class StepClock(TrainerCallback):
