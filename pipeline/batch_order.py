@@ -48,6 +48,18 @@ class EpochSampler(Sampler[int]):
         return iter(self._order(self._seed + self._epoch))
 
 
+class ShuffledSampler(EpochSampler):
+    """Indices of rows, shuffled: the order that accelerate's own sampler draws with this seed.
+
+    Args:
+        rows: how many there are.
+        seed: of the run.
+    """
+
+    def __init__(self, rows: int, seed: int):
+        super().__init__(rows, lambda seed: _permutation(rows, seed), seed)
+
+
 class GroupedSampler(EpochSampler):
     """Indices of rows, shuffled, but with rows of like length next to one another.
 
@@ -105,11 +117,14 @@ def _shuffled_units(groups: Sequence[str | None], largest: int, seed: int) -> di
     for index, group in enumerate(groups):
         members.setdefault(index if group is None else group, []).append(index)
     units = [rows[at : at + largest] for rows in members.values() for at in range(0, len(rows), largest)]
-    generator = torch.Generator().manual_seed(seed)
     found: dict[int, deque[tuple[int, list[int]]]] = {}
-    for place, chosen in enumerate(torch.randperm(len(units), generator=generator).tolist()):
+    for place, chosen in enumerate(_permutation(len(units), seed)):
         found.setdefault(len(units[chosen]), deque()).append((place, units[chosen]))
     return found
+
+
+def _permutation(count: int, seed: int) -> list[int]:
+    return [int(index) for index in torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
 
 
 def grouped_order(lengths: Sequence[int], group: int, seed: int) -> list[int]:

@@ -108,6 +108,7 @@ CHANGES: dict[str, str] = {
     "stages.sft.init": "stages.more.init=sft",
     "stages.sft.packing": "stages.sft.packing=true",
     "stages.sft.group_by_length": "stages.sft.group_by_length=true",
+    "stages.sft.sequence_parallel_size": "stages.sft.sequence_parallel_size=2",
     "stages.dpo.policy": "stages.dpo.policy=base",
     "stages.dpo.beta": "stages.dpo.beta=0.3",
     "stages.dpo.loss_type": "stages.dpo.loss_type=hinge",
@@ -481,10 +482,12 @@ def _trainers(recipe: Any) -> Any:
     from trl import DPOConfig, SFTConfig
 
     from pipeline.recipe import DpoSettings, SftSettings, ds_config_file
+    from pipeline.runtime import Ranks
     from pipeline.stages.dpo_loss import loss_arguments
     from pipeline.stages.engine import choose_engine
     from pipeline.stages.offline import training_arguments
     from pipeline.stages.sft_batches import batch_arguments
+    from pipeline.stages.sft_pieces import Sharing
 
     found = {}
     for name, settings in recipe.stages.items():
@@ -494,7 +497,8 @@ def _trainers(recipe: Any) -> Any:
         if is_dpo:
             fixed = {"beta": settings.beta, **loss_arguments(settings)}
         else:
-            fixed = batch_arguments(settings, recipe.data.sft.max_length)
+            groups = Sharing.of(settings, Ranks(0, 0, 2), name).groups
+            fixed = {"groups": groups, **batch_arguments(settings, recipe.data.sft.max_length)}
         without_engine = settings.model_copy(update={"deepspeed": "none"})
         arguments = training_arguments(
             DPOConfig if is_dpo else SFTConfig, without_engine, _context(recipe, name), **fixed

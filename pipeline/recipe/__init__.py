@@ -4,7 +4,7 @@ Reading order: `schema` and `stage_settings` (what can be said), `source` (YAML 
 `checks`, `lineage`.
 """
 
-from pipeline.recipe.batch import draws_of_step
+from pipeline.recipe.batch import draws_of_step, row_groups
 from pipeline.recipe.checks import check_batches, check_recipe, ds_config_file
 from pipeline.recipe.checks_ppo import check_reward_function
 from pipeline.recipe.engines import check_engines
@@ -67,6 +67,7 @@ __all__ = [
     "recipe_json_schema",
     "reference_of",
     "reward_sources",
+    "row_groups",
     "to_yaml",
     "used_data",
 ]

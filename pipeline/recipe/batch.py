@@ -5,6 +5,27 @@ from __future__ import annotations
 from pipeline.errors import RecipeError
 
 
+def row_groups(world_size: int, sequence_parallel_size: int, where: str) -> int:
+    """Groups of processes that compute different rows.
+
+    Args:
+        world_size: number of processes.
+        sequence_parallel_size: processes that compute each row together.
+        where: the recipe path named in the error, such as `stages.sft`.
+
+    Raises:
+        RecipeError: a process would be left over.
+    """
+    groups, rest = divmod(world_size, sequence_parallel_size)
+    if rest or not groups:
+        raise RecipeError(
+            f"{where}: sequence_parallel_size {sequence_parallel_size} needs a multiple of so many processes, and this "
+            f"launch has {world_size}; start it with torchrun --nproc_per_node {sequence_parallel_size}, or leave the "
+            "key out"
+        )
+    return groups
+
+
 def draws_of_step(
     step_rows: int,
     per_device_batch_size: int,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RecipeError
-from pipeline.recipe.batch import draws_of_step
+from pipeline.recipe.batch import draws_of_step, row_groups
 from pipeline.recipe.checks_heldout import check_heldout, check_watch
 from pipeline.recipe.checks_ppo import check_ppo
 from pipeline.recipe.foreign import NO_SECRETS, secrets_in, trainer_arg_problem
@@ -50,6 +50,12 @@ RESERVED_STAGES = {
     "benchmarks": "the folder of public benchmarks",
 }
 SMOOTHED_LOSSES = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired")
+_BATCH_KEYS = ("global_batch_size", "rollout_batch_size", "minibatches", "per_device_batch_size")
+_NOT_IN_PIECES = (
+    "accelerator_config", "average_tokens_across_devices", "include_num_input_tokens_seen", "neftune_noise_alpha",
+    "pad_to_multiple_of",
+)  # fmt: skip
+"""Of `trainer_args`, beside all of the data loader's."""
 CHAT_TEMPLATES = ("auto", "plain", "alpaca", "chatml")
 
 
@@ -80,11 +86,9 @@ def check_batches(recipe: Recipe, world_size: int, places: Places | None = None)
     steps: dict[str, int] = {}
     wrong: list[str] = []
     for name, stage in recipe.stages.items():
-        where = f"stages.{name}"
-        if places:
-            where = f"{places.find(_batch_key(places, name))}: {where}"
         try:
-            steps[name] = _accumulation(stage, world_size, where)
+            groups = _groups(stage, world_size, _placed(places, name, ("sequence_parallel_size",)))
+            steps[name] = _accumulation(stage, groups, _placed(places, name, _BATCH_KEYS))
         except RecipeError as error:
             wrong.append(str(error))
     if wrong:
@@ -92,9 +96,14 @@ def check_batches(recipe: Recipe, world_size: int, places: Places | None = None)
     return steps
 
 
-def _accumulation(stage: StageSettings, world_size: int, where: str) -> int:
+def _groups(stage: StageSettings, world_size: int, where: str) -> int:
+    """Return how many groups of processes, most often of one each, compute different rows."""
+    return row_groups(world_size, stage.sequence_parallel_size, where) if isinstance(stage, SftSettings) else world_size
+
+
+def _accumulation(stage: StageSettings, groups: int, where: str) -> int:
     """Return how often each process draws rows in an optimiser step of a stage."""
-    sizes = (stage.per_device_batch_size, stage.tokens_per_device, world_size, where)
+    sizes = (stage.per_device_batch_size, stage.tokens_per_device, groups, where)
     if isinstance(stage, PpoSettings):
         step, rest = divmod(stage.rollout_batch_size, stage.minibatches)
         if rest:
@@ -107,11 +116,14 @@ def _accumulation(stage: StageSettings, world_size: int, where: str) -> int:
     return draws_of_step(stage.global_batch_size, *sizes)[1]
 
 
-def _batch_key(places: Places, name: str) -> KeyPath:
-    """Return the batch key to point at: one that is written, else the stage."""
-    sizes = ("global_batch_size", "rollout_batch_size", "minibatches", "per_device_batch_size")
-    keys = [("stages", name, key) for key in sizes]
-    return next((key for key in keys if key in places.marks or key in places.changes), ("stages", name))
+def _placed(places: Places | None, name: str, keys: tuple[str, ...]) -> str:
+    """Return a stage's path behind the place of the first of its keys that is written, else its own."""
+    where = f"stages.{name}"
+    if places is None:
+        return where
+    paths = [("stages", name, key) for key in keys]
+    written = next((path for path in paths if path in places.marks or path in places.changes), ("stages", name))
+    return f"{places.find(written)}: {where}"
 
 
 def ds_config_file(deepspeed: str, folder: Path | None = None) -> Path | None:
@@ -244,9 +256,8 @@ def _stage(recipe: Recipe, name: str) -> Iterator[Problem]:
         for key in STREAMS_ALONE:
             if stage.engine == "trl" and getattr(stage, key, None):
                 yield Problem((*at, key), "TRL's trainer knows no such thing here; remove it, or engine: trl")
-    if isinstance(stage, SftSettings) and stage.packing and stage.group_by_length:
-        text = "packed rows have no padding, so that grouping them has no effect; remove one of the two"
-        yield Problem((*at, "group_by_length"), text)
+    if isinstance(stage, SftSettings):
+        yield from _sft(stage, at)
     if isinstance(stage, DpoSettings):
         yield from _dpo(stage, at)
         yield from check_watch(recipe, name, stage)
@@ -254,6 +265,27 @@ def _stage(recipe: Recipe, name: str) -> Iterator[Problem]:
         yield from _reward(stage, at)
     if isinstance(stage, PpoSettings):
         yield from check_ppo(recipe, name, stage)
+
+
+def _sft(stage: SftSettings, at: KeyPath) -> Iterator[Problem]:
+    if stage.packing and stage.group_by_length:
+        text = "packed rows have no padding, so that grouping them has no effect; remove one of the two"
+        yield Problem((*at, "group_by_length"), text)
+    if stage.sequence_parallel_size == 1:
+        return
+    if stage.packing:
+        text = (
+            "rows that processes compute together are cut into pieces, behind which nothing keeps packed rows apart; "
+            "remove one of the two"
+        )
+        yield Problem((*at, "packing"), text)
+    if stage.engine == "streams":
+        text = "streams hold rows whole, and sequence_parallel_size cuts them up; leave it at auto"
+        yield Problem((*at, "engine"), text)
+    for key in stage.trainer_args:
+        if key.startswith("dataloader_") or key in _NOT_IN_PIECES:
+            text = "rows that sequence_parallel_size cuts into pieces know no such thing; remove it"
+            yield Problem((*at, "trainer_args", key), text, at_key=True)
 
 
 def _trainer_args(stage: OfflineSettings, kind: str, at: KeyPath) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ from pipeline.recipe.fsdp_launch import against_fsdp
 from pipeline.recipe.parallelism import against_parallelism
 from pipeline.recipe.places import Places, Problem
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.stage_settings import DpoSettings, PpoSettings, RewardSettings, StageSettings
+from pipeline.recipe.stage_settings import DpoSettings, PpoSettings, RewardSettings, SftSettings, StageSettings
 
 USE_DEEPSPEED, USE_FSDP = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"
 _CONFIG_FILE, _ZERO_STAGE = "ACCELERATE_DEEPSPEED_CONFIG_FILE", "ACCELERATE_DEEPSPEED_ZERO_STAGE"
@@ -111,6 +111,8 @@ def _problems(recipe: Recipe, name: str, stage: StageSettings, environment: Mapp
         return
     if why := against_parallelism(environment):
         yield why
+    if isinstance(stage, SftSettings) and stage.sequence_parallel_size > 1:
+        yield from _against_pieces(name, stage, asked)
     if asked.kind == "none":
         return
     if stage.tokens_per_device is not None:
@@ -148,6 +150,20 @@ def _against_deepspeed(recipe: Recipe, name: str, stage: StageSettings, asked: E
         yield (
             f"{asked} serves one model per process, and ensemble: {stage.ensemble} trains several; write "
             f"`stages.{name}.ensemble: 1` or `deepspeed: none`"
+        )
+
+
+def _against_pieces(name: str, stage: SftSettings, asked: Engine) -> Iterator[str]:
+    """Why processes cannot compute rows together."""
+    if asked.kind != "deepspeed":
+        yield (
+            f"sequence_parallel_size: {stage.sequence_parallel_size} takes DeepSpeed's Ulysses, and the stage has "
+            f"{asked}; write `stages.{name}.deepspeed: zero3` (or zero2), or leave sequence_parallel_size out"
+        )
+    elif asked.zero_stage == 3 and asked.file and not _zero_part(asked.file).get("reduce_scatter", True):
+        yield (
+            f"{asked.file} sets reduce_scatter to false, under which DeepSpeed divides gradients of pieces of rows by "
+            "one number for small weights and another for large ones; remove it, or leave sequence_parallel_size out"
         )
 
 

@@ -55,6 +55,7 @@ SFT_KEYS = {
     "packing_strategy": "packing",
     "padding_free": "packing",
     "train_sampling_strategy": "group_by_length",
+    "parallelism_config": "sequence_parallel_size",
 }
 KIND_KEYS = {"sft": SFT_KEYS, "dpo": DPO_KEYS, "reward": REWARD_KEYS, "ppo": PPO_KEYS}
 # ... -> the key elsewhere in the recipe.
@@ -100,6 +101,10 @@ ALIASES = {
     "wandb_project": "tracking.wandb.project",
     "ref_model": "policy",
     "margin_loss_enable": "use_margins",
+    "sp_size": "sequence_parallel_size",
+    "cp_size": "sequence_parallel_size",
+    "context_parallel_size": "sequence_parallel_size",
+    "sequence_parallel_degree": "sequence_parallel_size",
 }
 # Words of our own other stages, in a stage of a kind that says it differently.
 OTHER_KINDS = {

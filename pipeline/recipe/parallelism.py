@@ -11,7 +11,7 @@ _PREFIX = "PARALLELISM_CONFIG_"
 
 
 def against_parallelism(environment: Mapping[str, str]) -> str | None:
-    """Why a launch cannot have what it asks of accelerate's parallelism: every rank computes sequences of its own."""
+    """Why a launch cannot have what it asks of accelerate's parallelism: a stage says whether it splits sequences."""
     if environment.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() != "true":
         return None
     sizes = {
@@ -21,7 +21,8 @@ def against_parallelism(environment: Mapping[str, str]) -> str | None:
     }
     asked = ", ".join(f"{name}: {size}" for name, size in sizes.items()) or "sizes of 1"
     return (
-        f"the launch configures accelerate's parallelism ({asked}), which splits a sequence, a layer or the ranks' "
-        "rows among ranks, and no stage here has been taught that; leave parallelism_config out of the launch's file, "
-        "and where sequences do not fit use gradient_checkpointing: true, a smaller per_device_batch_size, or zero3"
+        f"the launch configures accelerate's parallelism ({asked}) for all stages alike, whatever they can do with it; "
+        "leave parallelism_config out of the launch's file, and where sequences do not fit write "
+        "sequence_parallel_size in the sft stage, under DeepSpeed, or for any stage gradient_checkpointing: true, a "
+        "smaller per_device_batch_size, or zero3"
     )

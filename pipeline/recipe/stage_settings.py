@@ -81,6 +81,11 @@ class SftSettings(OfflineSettings):
     group_by_length: bool = Field(
         False, description="Draw rows of like length into one batch: less padding, less chance in the order."
     )
+    sequence_parallel_size: PositiveInt = Field(
+        1,
+        description="So many processes compute each row together, a piece each: for rows that one GPU cannot hold. "
+        "Needs DeepSpeed; they count as one process for batch sizes.",
+    )
 
 
 class DpoSettings(OfflineSettings):

@@ -146,7 +146,7 @@ class CommittedTrainer(FullyShardedTrainer):
 
 
 def training_arguments(
-    config_class: type, settings: OfflineSettings, context: StageContext, **fixed: Any
+    config_class: type, settings: OfflineSettings, context: StageContext, *, groups: int | None = None, **fixed: Any
 ) -> TrainingArguments:
     """The library's own configuration, from the recipe's settings and `trainer_args`.
 
@@ -154,6 +154,7 @@ def training_arguments(
         config_class: `SFTConfig`, `DPOConfig`.
         settings: of the stage.
         context: of the stage.
+        groups: of processes that compute different rows; None where each process is one.
         fixed: what the stage itself decides.
 
     Raises:
@@ -164,7 +165,7 @@ def training_arguments(
     precision = resolve_precision(settings.precision)
     rows, draws = draws_of_step(
         settings.global_batch_size, settings.per_device_batch_size, settings.tokens_per_device,
-        context.ranks.world_size, where,
+        groups or context.ranks.world_size, where,
     )  # fmt: skip
     values: dict[str, Any] = {
         "output_dir": str(context.checkpoints),

@@ -15,7 +15,7 @@ from data_prep.chat import ChatFormatter, EncodedDemonstration
 from data_prep.cleaning import write_dropped
 from data_prep.reasons import left_out_told
 from evaluation.likelihood import Scorer, demonstration_rows, mean_loss
-from pipeline.batch_order import sft_padding
+from pipeline.batch_order import EpochSampler, sft_padding
 from pipeline.context import TRAIN_PROMPTS, StageContext, StageResult, once, seen_prompts
 from pipeline.models.load import device
 from pipeline.recipe.stage_settings import SftSettings
@@ -24,8 +24,11 @@ from pipeline.stages.engine import STREAMS, choose_engine
 from pipeline.stages.offline import CommittedTrainer, fit, training_arguments
 from pipeline.stages.policy import Policy, load_policy, save_policy
 from pipeline.stages.round_trip import require_same_policy
-from pipeline.stages.sft_batches import batch_arguments, grouped_sampler, require_rows_apart, trainer_rows
+from pipeline.stages.sft_batches import batch_arguments, require_rows_apart, row_order, trainer_rows
 from pipeline.stages.sft_objective import Imitation
+from pipeline.stages.sft_pieces import Sharing
+from pipeline.stages.sft_sequence_parallel import PieceTrainer
+from pipeline.stages.sft_ulysses import parallelism
 from pipeline.stages.shared_trunk import share_trunk
 from pipeline.stages.spreading import Before
 from pipeline.stages.stream_trainer import StreamTrainer
@@ -35,13 +38,13 @@ class CommittedSFTTrainer(CommittedTrainer, SFTTrainer):
     """TRL's trainer under the commit protocol.
 
     Args:
-        grouped: settings of a stage that groups rows by length, else None.
+        order: of the rows; None for the library's own.
     """
 
-    def __init__(self, *args: Any, grouped: SftSettings | None = None, **kwargs: Any):
+    def __init__(self, *args: Any, order: EpochSampler | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if grouped is not None:
-            self.draw_by(grouped_sampler(self.train_dataset, grouped, self.args.seed))
+        if order is not None:
+            self.draw_by(order)
 
 
 def run(context: StageContext) -> StageResult:
@@ -55,9 +58,9 @@ def run(context: StageContext) -> StageResult:
     )
     told = left_out_told(report)
     context.console.say(f"{len(train.rows)} rows to train on, {len(held_out.rows)} held out{told}")
-    scorer = Scorer(
-        policy.model, policy.description.pad_id, 2 * settings.per_device_batch_size, precision, context.ranks
-    )
+    # Rows that are long enough to be cut up go alone: padding takes a mask of their length squared.
+    together = 1 if settings.sequence_parallel_size > 1 else 2 * settings.per_device_batch_size
+    scorer = Scorer(policy.model, policy.description.pad_id, together, precision, context.ranks)
     before = Before(context, lambda: once(context, "before", lambda: _held_out_loss(scorer, held_out.rows, context)))
     engine = choose_engine(context, settings, [policy.model], _lacks(settings))
     trainer = _trainer(engine, policy, settings, context, train.rows, precision)
@@ -103,9 +106,11 @@ def _trainer(
 ) -> CommittedTrainer:
     assert context.recipe.data.sft is not None
     longest = context.recipe.data.sft.max_length
+    sharing = Sharing.of(settings, context.ranks, f"stages.{context.stage}")
     arguments = training_arguments(
-        SFTConfig, settings, context, **batch_arguments(settings, longest),
+        SFTConfig, settings, context, groups=sharing.groups, **batch_arguments(settings, longest),
         dataset_kwargs={"skip_prepare_dataset": True},
+        parallelism_config=parallelism(sharing, policy.model, context.stage) if sharing.size > 1 else None,
     )  # fmt: skip
     if engine == STREAMS:
         objective = Imitation()
@@ -114,19 +119,22 @@ def _trainer(
             model=policy.model, args=arguments, rows=rows, objective=objective, trunk=trunk,
             most_tokens=settings.tokens_per_device,
         )  # fmt: skip
+    order = row_order(rows, settings, context.recipe.seed)
+    given: dict[str, Any] = {
+        "model": policy.model, "args": arguments, "processing_class": policy.tokenizer,
+        "train_dataset": trainer_rows(rows, settings, longest, context.recipe.seed),
+    }  # fmt: skip
+    if sharing.size > 1:
+        return PieceTrainer(**given, sharing=sharing, order=order, context=context, precision=precision)
     if settings.packing:
         require_rows_apart(policy.model, rows, policy.description.pad_id, precision, context.stage)
-    return CommittedSFTTrainer(
-        model=policy.model,
-        args=arguments,
-        train_dataset=trainer_rows(rows, settings, longest, context.recipe.seed),
-        processing_class=policy.tokenizer,
-        grouped=settings if settings.group_by_length else None,
-    )
+    return CommittedSFTTrainer(**given, order=order if settings.group_by_length else None)
 
 
 def _lacks(settings: SftSettings) -> str | None:
     """Why the steps are left to TRL: streams have neither padding to save nor sequences to fill."""
+    if settings.sequence_parallel_size > 1:
+        return f"{settings.sequence_parallel_size} processes compute each row together"
     if settings.packing:
         return "packing is TRL's"
     return "grouping by length is for padded batches" if settings.group_by_length else None

@@ -17,7 +17,7 @@ from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from data_prep.chat import EncodedDemonstration
-from pipeline.batch_order import GroupedSampler
+from pipeline.batch_order import EpochSampler, GroupedSampler, ShuffledSampler
 from pipeline.errors import RecipeError
 from pipeline.recipe.stage_settings import SftSettings
 from pipeline.runtime import autocast
@@ -52,9 +52,11 @@ def trainer_rows(rows: Sequence[EncodedDemonstration], settings: SftSettings, ma
     return pack_dataset(shuffled, max_length, "bfd", {"batch_size": len(shuffled)})
 
 
-def grouped_sampler(dataset: Any, settings: SftSettings, seed: int) -> GroupedSampler:
-    """The order of rows with `group_by_length`."""
-    return GroupedSampler([len(ids) for ids in dataset["input_ids"]], settings.global_batch_size, seed)
+def row_order(rows: Sequence[EncodedDemonstration], settings: SftSettings, seed: int) -> EpochSampler:
+    """The order of rows where the library does not draw it."""
+    if settings.group_by_length:
+        return GroupedSampler([len(row.input_ids) for row in rows], settings.global_batch_size, seed)
+    return ShuffledSampler(len(rows), seed)
 
 
 def require_rows_apart(

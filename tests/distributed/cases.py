@@ -58,6 +58,48 @@ PPO_OTHERS = [
     case("ppo", "full", "zero3", "recomputed", settings={**PPO, "gradient_checkpointing": True}),
     case("ppo", "lora", "zero3", "recomputed", settings={**PPO, "gradient_checkpointing": True}),
 ]
+PIECES = {"sequence_parallel_size": 2}
+UNEVEN = {"per_device_batch_size": 3, "global_batch_size": 12, "max_steps": None, "epochs": 2}
+"""Forty rows: in each of the two passes the last step has four of them, in two micro-batches."""
+GROUPED = {"group_by_length": True, "epochs": 2, "max_steps": 7}
+ALONE += [case("sft", form, "none", "uneven", settings=UNEVEN) for form in FORMS]
+ALONE += [case("sft", "lora", "none", "grouped", settings=GROUPED)]
+TOGETHER_ON_ROWS = [
+    *(case("sft", form, engine, "pieces", settings=PIECES) for form in FORMS for engine in ENGINES[1:]),
+    case("sft", "lora", "zero3", "pieces-recomputed", settings={**PIECES, "gradient_checkpointing": True}),
+    case("sft", "lora", "zero2", "grouped-pieces", settings={**GROUPED, **PIECES}),
+    case("sft", "full", "zero3", "uneven-pieces", settings={**UNEVEN, **PIECES}),
+]
+"""Each row computed by both processes; the part of a name before `pieces` says what one process has done."""
+PIECES_OTHERS = [
+    case("sft", "lora", "zero2", "pieces-resumed", settings=PIECES, stop_at=2),
+    *(
+        case("sft", "full", engine, "pieces-bf16", settings={**PIECES, "precision": "bf16"})
+        for engine in ("zero1", "zero2", "zero3")
+    ),
+    case("sft", "lora", "zero2", "pieces-nan", settings=PIECES, fault="nan_in_pieces"),
+    case("sft", "lora", "zero2", "pieces-window", settings=PIECES, base="mistral"),
+    case("sft", "lora", "zero2", "pieces-experts", settings=PIECES, base="mixtral"),
+    case(
+        "sft",
+        "lora",
+        "zero2",
+        "pieces-unbalanced",
+        settings={**PIECES, "trainer_args": {"router_aux_loss_coef": 0.0}},
+        base="mixtral",
+    ),
+    case("sft", "lora", "zero2", "pieces-seeing", settings=PIECES, base="qwen2_vl"),
+    case("sft", "lora", "zero2", "pieces-dft", settings={**PIECES, "trainer_args": {"loss_type": "dft"}}),
+    case("sft", "lora", "zero2", "pieces-qwen3", settings=PIECES, base="qwen3"),
+]
+FOUR = [
+    case("sft", "lora", "zero2", "uneven-pieces", settings={**UNEVEN, **PIECES}),
+    case("sft", "full", "zero3", "uneven-pieces", settings={**UNEVEN, **PIECES}),
+    case("sft", "full", "zero3", "uneven-pieces-resumed", settings={**UNEVEN, **PIECES}, stop_at=6),
+    case("sft", "lora", "zero2", "quarters", settings={"sequence_parallel_size": 4}),
+    case("sft", "full", "zero3", "quarters", settings={"sequence_parallel_size": 4}),
+]
+"""Two groups of two processes; stopped in the second pass. Then all four together, of which two share heads."""
 OTHERS = [
     case("sft", "lora", "zero3", "trl", settings={"engine": "trl"}),
     case("reward", "lora", "zero3", "bf16", settings={"precision": "bf16"}),

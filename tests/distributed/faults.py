@@ -16,6 +16,7 @@ from pipeline.models import adapters
 from pipeline.models.role_engine import RoleEngine
 from pipeline.stages.ppo_engine import PolicyEngine
 from pipeline.stages.sft_objective import Imitation
+from pipeline.stages.sft_sequence_parallel import PieceTrainer
 
 
 @contextmanager
@@ -23,7 +24,8 @@ def fault(what: str | None) -> Iterator[None]:
     """Within the block something is broken.
 
     Args:
-        what: `emptied` saved adapters, a loss that is `nan` from step 2 on, a `gradient` of PPO that is not finite,
+        what: `emptied` saved adapters, a loss that is `nan` from step 2 on (`nan_in_pieces`: in the
+            second rank's pieces alone), a `gradient` of PPO that is not finite,
             answers of which each four (`by_fours`) are sampled by themselves.
     """
     with pytest.MonkeyPatch.context() as patch:
@@ -45,6 +47,20 @@ def fault(what: str | None) -> Iterator[None]:
                 return replace(found, loss=found.loss * torch.nan) if len(calls) > 2 else found
 
             patch.setattr(Imitation, "compute", spoilt)
+        if what == "nan_in_pieces":
+            compute_loss, given = PieceTrainer.compute_loss, []
+
+            def without_number(self: Any, model: Any, *arguments: Any, **named: Any) -> Any:
+                def answering(**inputs: Any) -> Any:
+                    given.append(1)
+                    found = model(**inputs)
+                    if len(given) > 4 and self.sharing.place == 1:
+                        found.log_probs = found.log_probs * torch.nan
+                    return found
+
+                return compute_loss(self, answering, *arguments, **named)
+
+            patch.setattr(PieceTrainer, "compute_loss", without_number)
         if what == "by_fours":
             answers = PolicyEngine.answers
 

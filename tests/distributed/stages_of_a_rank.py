@@ -26,6 +26,8 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from deepspeed.runtime.sequence_parallel import parallel_state_sp
+from deepspeed.utils import groups
 from safetensors.torch import load_file
 from transformers.integrations import deepspeed as integration
 
@@ -33,8 +35,7 @@ from pipeline import checkpoint
 from pipeline.console import Console
 from pipeline.context import StageContext
 from pipeline.errors import PreemptedError, TrivetError
-from pipeline.models.builtin import materialise
-from pipeline.models.source import identify
+from pipeline.models.source import identify, materialise
 from pipeline.recipe.checks import DS_CONFIGS
 from pipeline.recipe.engines import USE_DEEPSPEED, USE_FSDP
 from pipeline.recipe.schema import Recipe
@@ -44,6 +45,7 @@ from pipeline.tracking import SilentTracker, Tracker, read_metrics
 from pipeline.worker import _start_peers
 from tests.distributed.engines_seen import engines_seen, gathers_seen
 from tests.distributed.faults import fault
+from tests.models.architectures import written
 from tests.rollouts.ppo_parts import (
     StopAfter,
     described,
@@ -57,7 +59,7 @@ from tests.rollouts.ppo_parts import (
 BASE = "builtin:tiny-llama"
 TRACE = "pwned"
 """What code leaves in a stage's folder that was run."""
-HANGING_SECONDS = 300
+HANGING_SECONDS = 120
 FSDP_LAUNCH = {USE_FSDP: "true"} | {
     name.upper(): str(value).lower() if isinstance(value, bool) else str(value)
     for name, value in yaml.safe_load((DS_CONFIGS / "accelerate" / "fsdp2.yaml").read_text())["fsdp_config"].items()
@@ -113,7 +115,7 @@ def ppo_context(case: dict[str, Any], folder: Path, ranks: Ranks, stop: StopRequ
     parents = folder.parents[1] / f"parents-{form}"
     base = parents / "base"
     if ranks.is_first and not parents.is_dir():
-        lively_base(base, materialise(BASE))
+        lively_base(base, materialise(identify(BASE, None)))
         trained_policy(parents / "policy", base, adapter)
         trained_reward(parents / "reward_1", base, adapter)
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,12 +137,17 @@ def ppo_context(case: dict[str, Any], folder: Path, ranks: Ranks, stop: StopRequ
 def context_of(case: dict[str, Any], folder: Path, ranks: Ranks, stop: StopRequest) -> StageContext:
     if case["kind"] == "ppo":
         return ppo_context(case, folder, ranks, stop)
-    kind = case["kind"]
+    kind, base = case["kind"], BASE
+    if "base" in case:
+        base = str(folder.parents[1] / case["base"])
+        if ranks.is_first:
+            written(Path(base), case["base"], materialise(identify(BASE, None)))
+        barrier()
     recipe = Recipe.model_validate(
         {
             "name": "x",
             "model": {
-                "base": BASE, "adapter": case.get("adapter") or {"r": 4, "alpha": 8},
+                "base": base, "adapter": case.get("adapter") or {"r": 4, "alpha": 8},
                 "quantization": case.get("quantization", "none"),
             },
             "data": DATA,
@@ -149,8 +156,8 @@ def context_of(case: dict[str, Any], folder: Path, ranks: Ranks, stop: StopReque
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     return StageContext(
-        recipe=recipe, stage=kind, folder=folder, parents={}, base=identify(BASE, None),
-        base_folder=materialise(BASE), ranks=ranks, stop=stop, console=Ear(),
+        recipe=recipe, stage=kind, folder=folder, parents={}, base=identify(base, None),
+        base_folder=materialise(identify(base, None)), ranks=ranks, stop=stop, console=Ear(),
         tracker=Tracker(folder / "metrics.jsonl", kind) if ranks.is_first else SilentTracker(),
     )  # fmt: skip
 
@@ -215,6 +222,8 @@ def clear_engine() -> None:
         os.environ.pop(name, None)
     integration.unset_hf_deepspeed_config()
     AcceleratorState._reset_state(reset_partial_state=True)
+    groups.mpu = None
+    parallel_state_sp._release_sequence_parallel_groups()
     gc.collect()
     # Accelerate and DeepSpeed collect as well, in every case: not through all libraries' objects each time.
     gc.freeze()

@@ -239,6 +239,34 @@ def test_batches_divide_or_all_stages_that_do_not_are_named():
         check_batches(load("stages={dpo: {policy: base}}", "stages.dpo.global_batch_size=24").recipe, 16, loaded.places)
 
 
+def test_processes_that_compute_rows_together_count_as_one():
+    together = load("stages.sft.sequence_parallel_size=2")
+    assert check_batches(together.recipe, 4) == {"sft": 2, "dpo": 1, "second": 1}
+    with pytest.raises(RecipeError) as caught:
+        check_batches(together.recipe, 1, together.places)
+    assert str(caught.value) == (
+        "--set stages.sft.sequence_parallel_size=2: stages.sft: sequence_parallel_size 2 needs a multiple of so many "
+        "processes, and this launch has 1; start it with torchrun --nproc_per_node 2, or leave the key out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("stages.sft.packing=true", "nothing keeps packed rows apart"),
+        ("stages.sft.engine=streams", "streams hold rows whole, and sequence_parallel_size cuts them up"),
+        ("stages.sft.trainer_args.dataloader_drop_last=true", "rows that sequence_parallel_size cuts into pieces know"),
+        (
+            "stages.sft.trainer_args.neftune_noise_alpha=5",
+            "rows that sequence_parallel_size cuts into pieces know no su",
+        ),
+    ],
+)
+def test_what_rows_in_pieces_cannot_be(change, said):
+    with pytest.raises(RecipeError, match=said):
+        load("stages.sft.sequence_parallel_size=2", change)
+
+
 def test_best_of_n_and_a_judge_are_fine_where_they_have_what_they_need():
     loaded = load("evaluation.best_of_n=[2, 4]", "stages.reward={}", "evaluation.judge={url: 'http://a', model: m}")
     assert loaded.recipe.evaluation.best_of_n == (2, 4)

@@ -169,8 +169,30 @@ def test_a_launch_that_splits_sequences_is_not_passed_over(off):
     """Whatever the engine: accelerate reads it by itself."""
     sizes = {"PARALLELISM_CONFIG_CP_SIZE": "2", "PARALLELISM_CONFIG_TP_SIZE": "1"}
     asked = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", **sizes}
-    assert "the launch configures accelerate's parallelism (cp_size: 2), which splits" in refused(asked, *off)
+    assert "the launch configures accelerate's parallelism (cp_size: 2) for all stages" in refused(asked, *off)
     engines(sizes, *off)
+
+
+def test_rows_in_pieces_need_deepspeed():
+    """And gradients that it divides alike."""
+    pieces = "stages.sft.sequence_parallel_size=2"
+    assert "sequence_parallel_size: 2 takes DeepSpeed's Ulysses, and the stage has no engine; write" in refused(
+        {}, pieces
+    )
+    assert "and the stage has FSDP; write `stages.sft.deepspeed: zero3` (or zero2)" in refused(FSDP2, pieces)
+    for found in (engines({}, pieces, "stages.sft.deepspeed=zero3"), engines(ZERO3, pieces)):
+        assert found["sft"].zero_stage == 3
+
+
+def test_gradients_that_are_divided_by_two_numbers_are_refused(tmp_path):
+    own = tmp_path / "own.json"
+    own.write_text('{"zero_optimization": {"stage": 3, "reduce_scatter": false}}')
+    chosen = f"stages.sft.deepspeed={own}"
+    engines({}, chosen)
+    text = refused({}, chosen, "stages.sft.sequence_parallel_size=2")
+    assert f"{own} sets reduce_scatter to false, under which DeepSpeed divides gradients" in text
+    own.write_text('{"zero_optimization": {"stage": 2, "reduce_scatter": false}}')
+    engines({}, chosen, "stages.sft.sequence_parallel_size=2")
 
 
 def test_layers_are_given_back_unless_the_launch_says_otherwise():

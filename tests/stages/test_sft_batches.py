@@ -35,7 +35,7 @@ from pipeline.recipe.stage_settings import SftSettings
 from pipeline.runtime import Ranks, StopRequest, seed_everything
 from pipeline.stages import sft
 from pipeline.stages.sft import CommittedSFTTrainer
-from pipeline.stages.sft_batches import IGNORED, batch_arguments, require_rows_apart, trainer_rows
+from pipeline.stages.sft_batches import IGNORED, batch_arguments, require_rows_apart, row_order, trainer_rows
 from pipeline.tracking import Tracker, read_metrics
 
 BASE = "builtin:tiny-llama"
@@ -76,7 +76,7 @@ def loss_and_gradients(model: Any, rows: list[EncodedDemonstration], folder: Pat
     tokenizer = load_tokenizer(folder, "auto") if (folder / "tokenizer.json").is_file() else None
     trainer = CommittedSFTTrainer(
         model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer,
-        grouped=stage if stage.group_by_length else None,
+        order=row_order(rows, stage, arguments.seed) if stage.group_by_length else None,
     )  # fmt: skip
     batches, tokens = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
     model.zero_grad()
