@@ -37,7 +37,9 @@ _NOT_IN_KEYS: dict[str, Any] = {
 """Names of earlier stages, whose keys count instead, and what says whether or where a stage runs, not what it makes."""
 _LATER = {
     "sft": ("tokens_per_device", "sequence_parallel_size"), "reward": ("seed", "tokens_per_device"),
-    "ppo": ("stop_at_turn", "value_trunk", "value_coef", "tokens_per_device"),
+    "ppo": (
+        "stop_at_turn", "value_trunk", "value_coef", "tokens_per_device", "samples_per_prompt", "advantage_estimator",
+    ),
     "dpo": (
         "eval_every", "eval_prompts", "max_new_tokens", "select", "stop_at_turn", "tokens_per_device",
         "precompute_reference",

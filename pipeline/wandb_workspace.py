@@ -68,7 +68,7 @@ PANELS: Mapping[str, tuple[Lines, ...]] = {
         _over_steps("Entropy in nats per token", "policy/entropy"),
         _over_steps("Policy loss", "policy/loss"),
         _over_steps("Share of tokens clipped", "policy/clipfrac_high", "policy/clipfrac_low"),
-        _over_steps("Explained variance of the value model", "value/explained_var"),
+        _over_steps("Explained variance of the baseline", "value/explained_var"),
     ),
 }
 """By kind of stage: what is looked at first."""

@@ -82,7 +82,7 @@ _PPO = (
     _KL,
     Panel("Score used less the price of the KL", "score", ("objective/rlhf_reward", "objective")),
     *_ANSWERS,
-    Panel("Variance of the returns that the value explains", "share", ("value/explained_var",)),
+    Panel("Variance of the returns that the baseline explains", "share", ("value/explained_var",)),
     Panel(
         "Tokens whose ratio is clipped",
         "share",

@@ -16,14 +16,16 @@ from evaluation.report.load import Run, Stage
 from evaluation.report.measures import count, figures, measure_named, plain
 from evaluation.report.outcomes import outcome_of, percent, start_of
 from evaluation.report.watched import Watched, watched
+from pipeline.recipe.stage_settings import OF_VALUE_MODEL
 
 SAMPLE_PAIRS = 4
 RESPONSE_CHARACTERS = 800
 """A longer answer is cut on the page; `rollouts.jsonl` has all of it."""
 _SETTINGS = (
-    "episodes", "rollout_batch_size", "epochs", "minibatches", "learning_rate", "value_learning_rate", "kl_coef",
-    "kl_target", "kl_max", "clip_range", "gae_lambda", "temperature", "max_new_tokens", "missing_eos_penalty",
-    "score_clip", "normalise_scores", "value_init", "value_warmup", "ptx_coef", "eval_prompts", "eval_every", "select",
+    "episodes", "rollout_batch_size", "samples_per_prompt", "epochs", "minibatches", "learning_rate",
+    "value_learning_rate", "kl_coef", "kl_target", "kl_max", "clip_range", "advantage_estimator", "gae_lambda",
+    "temperature", "max_new_tokens", "missing_eos_penalty", "score_clip", "normalise_scores", "value_trunk",
+    "value_init", "value_warmup", "ptx_coef", "eval_prompts", "eval_every", "select",
 )  # fmt: skip
 
 
@@ -173,8 +175,9 @@ def _settings(stage: Stage) -> Iterable[tuple[str, str]]:
     if rewards:
         yield "rewards", " + ".join(rewards)
     own = mapping(resolved.get("stage"))
+    idle = OF_VALUE_MODEL if own.get("advantage_estimator") == "rloo" else ()
     for name in _SETTINGS:
-        if name in own:
+        if name in own and name not in idle:
             yield name, "not set" if own[name] is None else _plain(own[name])
 
 

@@ -91,6 +91,11 @@ class Roles:
         return (*self._trunks[role].trainable, *(head.parameters() if head is not None else ()))
 
     @property
+    def learning(self) -> tuple[str, ...]:
+        """The roles that are trained: the policy, and the value model where there is one."""
+        return tuple(role for role in (POLICY, VALUE) if role in self._trunks)
+
+    @property
     def value_reads_policy(self) -> bool:
         """Whether the value head stands on the policy's trunk, so that one pass gives what both say."""
         mine, value = self._trunks[POLICY], self._trunks.get(VALUE)

@@ -15,7 +15,7 @@ from pipeline.recipe.checks_heldout import check_watch
 from pipeline.recipe.lineage import earlier, reward_sources, why_not
 from pipeline.recipe.places import KeyPath, Places, Problem
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.stage_settings import FUNCTION, RULES, PpoSettings
+from pipeline.recipe.stage_settings import FUNCTION, OF_VALUE_MODEL, RULES, PpoSettings
 
 KL_STEP = 0.2
 """By how much of itself kl_coef can change per kl_horizon episodes (`pipeline.algorithms.kl.AdaptiveKL.LIMIT`)."""
@@ -27,6 +27,7 @@ def check_ppo(recipe: Recipe, name: str, stage: PpoSettings) -> Iterator[Problem
     yield from _reward(recipe, name, stage, at)
     yield from _rewards(recipe, name, stage, (*at, "rewards"))
     yield from _rollouts(stage, at)
+    yield from _samples(stage, at)
     yield from _divergence(stage, at)
     yield from _unused(recipe, name, stage, at)
     yield from check_watch(recipe, name, stage)
@@ -111,6 +112,19 @@ def _rollouts(stage: PpoSettings, at: KeyPath) -> Iterator[Problem]:
         yield Problem((*at, "value_warmup"), text)
 
 
+def _samples(stage: PpoSettings, at: KeyPath) -> Iterator[Problem]:
+    """Check that a prompt's answers stay together in a step, and that there are others where they are the baseline."""
+    samples, step = stage.samples_per_prompt, stage.rollout_batch_size // stage.minibatches
+    if not stage.has_value_model and samples == 1:
+        text = "rloo compares an answer with others to its prompt, and samples_per_prompt is 1; write 2 or more of them"
+        yield Problem((*at, "advantage_estimator"), text)
+    # Minibatches that are not whole are a problem of their own.
+    elif stage.rollout_batch_size % stage.minibatches == 0 and step % samples:
+        fits = ", ".join(str(count) for count in range(1, step + 1) if step % count == 0)
+        text = f"a step's {step} answers (rollout_batch_size / minibatches) are not whole prompts of {samples}; it can "
+        yield Problem((*at, "samples_per_prompt"), f"{text}be {fits}")
+
+
 def _divergence(stage: PpoSettings, at: KeyPath) -> Iterator[Problem]:
     """Check what holds the policy near its reference."""
     if stage.kl_target is not None and stage.kl_coef == 0:
@@ -129,6 +143,7 @@ def _unused(recipe: Recipe, name: str, stage: PpoSettings, at: KeyPath) -> Itera
     engine, from_stage = stage.rollout_engine, _from_stage(recipe, name)
     needs: dict[tuple[str, ...], tuple[str, bool]] = {
         ("kl_horizon",): ("kl_target", stage.kl_target is not None),
+        **dict.fromkeys(((key,) for key in OF_VALUE_MODEL), ("advantage_estimator: gae", stage.has_value_model)),
         ("value_coef",): ("value_trunk: policy", stage.value_trunk == "policy"),
         ("overlong_penalty",): ("overlong_buffer", stage.overlong_buffer > 0),
         ("normalise_scores",): ("a reward stage among the rewards", from_stage),

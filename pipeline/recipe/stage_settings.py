@@ -180,6 +180,13 @@ class VllmSettings(Settings):
     )
 
 
+OF_VALUE_MODEL = (
+    "gamma", "gae_lambda", "value_learning_rate", "value_clip", "value_init", "value_warmup", "value_trunk",
+    "value_coef",
+)  # fmt: skip
+"""Settings of PPO's value model, and of advantages from one: without it they have no effect."""
+
+
 class PpoSettings(StageSettings):
     """Proximal policy optimisation against a reward, held near a frozen copy of the policy it starts from."""
 
@@ -209,7 +216,10 @@ class PpoSettings(StageSettings):
         10_240, description="Answers sampled and trained on in all, over all processes: whole rollouts."
     )
     rollout_batch_size: PositiveInt = Field(64, description="Answers per rollout, over all processes.")
-    generation_batch_size: PositiveInt = Field(64, description="Prompts per generated batch on one process.")
+    samples_per_prompt: PositiveInt = Field(
+        1, description="Answers to each of a rollout's prompts, of which it has so many fewer."
+    )
+    generation_batch_size: PositiveInt = Field(64, description="Answers sampled together on one process.")
     epochs: PositiveInt = Field(2, description="Passes over each rollout.")
     minibatches: PositiveInt = Field(1, description="Optimiser steps per pass.")
     max_new_tokens: PositiveInt = Field(128, description="Longest answer.")
@@ -232,6 +242,11 @@ class PpoSettings(StageSettings):
     kl_horizon: PositiveInt = Field(10_000, description="Episodes over which the adaptive kl_coef moves.")
     kl_max: PositiveFloat | None = Field(
         None, description="Budget in nats per answer: training stops above it and keeps the best policy within it."
+    )
+    advantage_estimator: Literal["gae", "rloo"] = Field(
+        "gae",
+        description="What an answer is compared with. gae: what a value model predicts (generalised advantage "
+        "estimation). rloo: the mean of its prompt's other answers (leave-one-out), without a value model.",
     )
     gamma: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="Discount; 1 optimises the score itself.")
     gae_lambda: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.95, description="Bias against variance in GAE.")
@@ -294,6 +309,11 @@ class PpoSettings(StageSettings):
     stop_at_turn: bool = Field(
         False, description="End training once the score of `watch` has turned while the training reward still rises."
     )
+
+    @property
+    def has_value_model(self) -> bool:
+        """Whether a value model is the baseline, which is then trained beside the policy."""
+        return self.advantage_estimator == "gae"
 
 
 AnyStage = Annotated[SftSettings | RewardSettings | PpoSettings | DpoSettings, Field(discriminator="kind")]

@@ -19,8 +19,9 @@ from pipeline.algorithms.kl import k1, penalised_rewards
 from pipeline.algorithms.logps import TokenScores
 from pipeline.algorithms.masked import Moments, combine_moments, masked_moments, masked_sum, whiten
 from pipeline.algorithms.ppo import importance_weights
+from pipeline.algorithms.rloo import leave_one_out
 from pipeline.batches import ResponseBatch, by_length, response_batch
-from pipeline.models.roles import POLICY, REFERENCE, Roles
+from pipeline.models.roles import POLICY, REFERENCE, VALUE, Roles
 from pipeline.rollouts.rewards import Episode
 from pipeline.runtime import Ranks, equally_many, gather_lists
 
@@ -60,6 +61,8 @@ class Shaping:
     gae_lambda: float
     whiten: bool
     importance_cap: float
+    samples_per_prompt: int = 1
+    """Answers to each prompt, next to one another. Without a value model each is compared with the others."""
 
 
 Layout = list[list[tuple[int, ...]]]
@@ -67,8 +70,9 @@ Layout = list[list[tuple[int, ...]]]
 
 
 def lay_out(
-    lengths: Sequence[int], minibatches: int, batch_size: int, ranks: Ranks, seed: int, most_tokens: int | None = None
-) -> Layout:
+    lengths: Sequence[int], minibatches: int, batch_size: int, ranks: Ranks, seed: int,
+    most_tokens: int | None = None, samples: int = 1,
+) -> Layout:  # fmt: skip
     """Which episodes this rank passes through the models together.
 
     The minibatches, and the micro-batches in them, are the same for any number of ranks.
@@ -81,14 +85,15 @@ def lay_out(
         seed: draws the minibatches.
         most_tokens: of a forward pass, as if it were padded, instead of a number of rows. No process is left without
             a pass, so that where there are more of them than passes needed, passes are smaller.
+        samples: episodes of each prompt, next to one another: they stay together, so that a pass reads their prompt
+            once. Divides a minibatch.
     """
-    order = list(range(len(lengths)))
-    random.Random(seed).shuffle(order)
-    size = len(order) // minibatches
+    groups = [range(first, first + samples) for first in range(0, len(lengths), samples)]
+    random.Random(seed).shuffle(groups)
+    size = len(lengths) // minibatches
     layout: Layout = []
-    for start in range(0, len(order), size):
-        # The longest come first, so that too large a batch shows at once.
-        rows = sorted(order[start : start + size], key=lambda index: (-lengths[index], index))
+    for start in range(0, len(groups), size // samples):
+        rows = _longest_first(groups[start : start + size // samples], lengths)
         if most_tokens is None:
             micro = [tuple(rows[first : first + batch_size]) for first in range(0, size, batch_size)]
         else:
@@ -97,14 +102,23 @@ def lay_out(
     return layout
 
 
+def _longest_first(groups: Sequence[range], lengths: Sequence[int]) -> list[int]:
+    """The rows of all groups, the one with the longest first, so that too large a batch shows at once."""
+    inner = [sorted(group, key=lambda index: (-lengths[index], index)) for group in groups]
+    return [row for group in sorted(inner, key=lambda rows: (-lengths[rows[0]], rows[0])) for row in group]
+
+
 def _within(rows: Sequence[int], lengths: Sequence[int], most: int, most_rows: int) -> list[tuple[int, ...]]:
-    """Rows, longest first, in passes that have at most so many tokens when all are padded to their longest."""
-    found = []
-    while rows:
-        count = min(most_rows, max(1, most // lengths[rows[0]]))
-        found.append(tuple(rows[:count]))
-        rows = rows[count:]
-    return found
+    """Rows, in order, in passes that have at most so many tokens when all are padded to their longest."""
+    found: list[tuple[int, ...]] = []
+    taken: list[int] = []
+    for row in rows:
+        longest = max(lengths[each] for each in (*taken, row))
+        if taken and (len(taken) == most_rows or longest * (len(taken) + 1) > most):
+            found.append(tuple(taken))
+            taken = []
+        taken.append(row)
+    return [*found, tuple(taken)]
 
 
 @torch.no_grad()
@@ -131,15 +145,21 @@ def collect(
     batches = [_batch([episodes[i] for i in rows], pad_id) for rows in flat]
     old, values = _of_policy(roles, batches, shaping.temperature)
     reference = [roles.logps(REFERENCE, batch, shaping.temperature).logps_BR for batch in batches]
-    values = values or [roles.values(batch) for batch in batches]
+    rewards = [
+        _rewards(rows, batch, policy, ref_logps, used_scores, shaping.kl_coef)
+        for rows, batch, policy, ref_logps in zip(flat, batches, old, reference, strict=True)
+    ]
+    gae_lambda = shaping.gae_lambda
+    if VALUE in roles.learning:
+        values = values or [roles.values(batch) for batch in batches]
+    else:
+        values, gae_lambda = _of_the_others(flat, rewards, shaping.samples_per_prompt), 1.0
     made = []
-    for rows, batch, policy, ref_logps, value in zip(flat, batches, old, reference, values, strict=True):
+    parts = zip(flat, batches, old, reference, rewards, values, strict=True)
+    for rows, batch, policy, ref_logps, reward, value in parts:
         assert policy.entropies_BR is not None
-        device = policy.logps_BR.device
-        mask = batch.response_mask_BR.to(device)
-        scores = torch.tensor([used_scores[i] for i in rows], dtype=torch.float32, device=device)
-        rewards = penalised_rewards(scores, policy.logps_BR, ref_logps, mask, shaping.kl_coef)
-        found = gae(rewards, value, mask, shaping.gamma, shaping.gae_lambda)
+        mask = batch.response_mask_BR.to(policy.logps_BR.device)
+        found = gae(reward, value, mask, shaping.gamma, gae_lambda)
         sampler = _sampler_logps([episodes[i] for i in rows], mask)
         weights = None
         if sampler is not None:
@@ -147,7 +167,7 @@ def collect(
         made.append(
             MicroBatch(
                 rows=rows, batch=batch, old_logps_BR=policy.logps_BR, ref_logps_BR=ref_logps,
-                entropies_BR=policy.entropies_BR, values_BR=value, rewards_BR=rewards,
+                entropies_BR=policy.entropies_BR, values_BR=value, rewards_BR=reward,
                 advantages_BR=found.advantages_BR, returns_BR=found.returns_BR, weights_BR=weights,
                 sampler_logps_BR=sampler,
             )
@@ -186,6 +206,33 @@ def moments_over_ranks(parts: Sequence[tuple[Tensor, Tensor]]) -> Moments:
     """Number, mean and squared deviations of masked values over this rank's parts and all ranks."""
     mine = [tuple(field.item() for field in masked_moments(x, mask)) for x, mask in parts]
     return combine_moments(Moments(*map(_scalar, row)) for row in gather_lists(mine))
+
+
+def _rewards(
+    rows: Sequence[int], batch: ResponseBatch, policy: TokenScores, ref_logps_BR: Tensor, used: Sequence[float],
+    kl_coef: float,
+) -> Tensor:  # fmt: skip
+    device = policy.logps_BR.device
+    scores = torch.tensor([used[i] for i in rows], dtype=torch.float32, device=device)
+    return penalised_rewards(scores, policy.logps_BR, ref_logps_BR, batch.response_mask_BR.to(device), kl_coef)
+
+
+def _of_the_others(flat: Sequence[Sequence[int]], rewards: Sequence[Tensor], samples: int) -> list[Tensor]:
+    """In the value model's place, at every token of an answer: what the other answers to its prompt were worth.
+
+    Rewards are 0 where a row is padding, so that a row's sum is its answer's.
+    """
+    mine = [
+        pair
+        for rows, reward in zip(flat, rewards, strict=True)
+        for pair in zip(rows, reward.sum(-1, dtype=torch.float64).tolist(), strict=True)
+    ]
+    worth = torch.tensor([value for _, value in sorted(gather_lists(mine))], dtype=torch.float64)
+    baselines = leave_one_out(worth, samples).tolist()
+    return [
+        reward.new_tensor([baselines[row] for row in rows])[:, None].expand_as(reward)
+        for rows, reward in zip(flat, rewards, strict=True)
+    ]
 
 
 def _scalar(value: float) -> Tensor:

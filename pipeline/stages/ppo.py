@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
 from data_prep.build import prompt_hashes
@@ -50,7 +51,7 @@ from pipeline.stages.prompts import PromptRow
 from pipeline.stages.round_trip import require_same_policy
 
 SAMPLES = "rollouts.jsonl"
-"""In the artefact: some answers of every logged rollout, with score and divergence."""
+"""In the artefact: answers to some prompts of every logged rollout, with score and divergence."""
 SAMPLES_PER_ROLLOUT = 4
 PATIENCE = 5
 """Rollouts in a row in which no answer ends, or all are empty, before the stage gives up."""
@@ -186,7 +187,7 @@ class _Loop:
         seed, times = _seed(run_seed, number), Times()
         reach("rollout.begun")
         with times("rollout"):
-            picked = _picked(prompts, number, settings.rollout_batch_size, run_seed)
+            picked = _picked(prompts, number, settings.rollout_batch_size, run_seed, settings.samples_per_prompt)
             # Until something is learnt from them, answers will be the same again.
             try:
                 episodes = self._bench.answer(picked, seed, stop=self._context.stop)
@@ -198,12 +199,12 @@ class _Loop:
             layout = lay_out(
                 [len(e.prompt_ids) + len(e.answer.ids) for e in episodes],
                 settings.minibatches, settings.per_device_batch_size, self._context.ranks, seed,
-                settings.tokens_per_device,
+                settings.tokens_per_device, settings.samples_per_prompt,
             )  # fmt: skip
             shaping = Shaping(
                 temperature=settings.temperature, kl_coef=progress.kl_coef, gamma=settings.gamma,
                 gae_lambda=settings.gae_lambda, whiten=settings.whiten_advantages,
-                importance_cap=settings.vllm.importance_cap,
+                importance_cap=settings.vllm.importance_cap, samples_per_prompt=settings.samples_per_prompt,
             )  # fmt: skip
             minibatches = collect(self._bench.roles, episodes, scores.used, layout, shaping, self._bench.pad_id)
         reach("rollout.scored")
@@ -232,16 +233,17 @@ class _Loop:
         tokens = sum(len(e.answer.ids) for e in episodes)
         metrics |= {
             **report.means(), "policy/ratio_max": report.ratio_max,
-            "policy/ratio_first_minibatch_maxdev": report.first_maxdev, "lr/policy": rates["policy"],
-            "lr/value": rates["value"], "episodes": progress.episodes, "opt_steps": self._learner.steps,
-            "tok_per_s": tokens / times.total, **times.metrics(),
+            "policy/ratio_first_minibatch_maxdev": report.first_maxdev,
+            **{f"lr/{role}": rate for role, rate in rates.items()}, "episodes": progress.episodes,
+            "opt_steps": self._learner.steps, "tok_per_s": tokens / times.total, **times.metrics(),
         }  # fmt: skip
         if settings.kl_target is not None:
             controller = AdaptiveKL(progress.kl_coef, settings.kl_target, settings.kl_horizon)
             progress.kl_coef = controller.update(metrics["objective/kl_seq"], len(episodes))
         if progress.rollouts % settings.log_every == 0 and self._context.ranks.is_first:
             self._context.tracker.log(progress.rollouts, "train", metrics)
-            _write_samples(self._context, progress.rollouts, episodes, scores, divergences)
+            shown = range(0, len(episodes), settings.samples_per_prompt)[:SAMPLES_PER_ROLLOUT]
+            _write_samples(self._context, progress.rollouts, episodes, scores, divergences, shown)
         return f"score {metrics['objective/score']:.3f}  KL {metrics['objective/kl_seq']:.2f}"
 
     def _watch_ratios(self, report: UpdateReport, sampler_apart: float, rollout: int) -> None:
@@ -309,15 +311,15 @@ class _Loop:
             )
 
 
-def _picked(prompts: list[PromptRow], rollout: int, size: int, seed: int) -> list[PromptRow]:
-    """The prompts a rollout answers: pass after pass over all of them, each pass in an order of its own."""
+def _picked(prompts: list[PromptRow], rollout: int, size: int, seed: int, samples: int = 1) -> list[PromptRow]:
+    """The prompt of each of a rollout's answers: pass after pass over all, each pass in an order of its own."""
     orders: dict[int, list[int]] = {}
     found = []
-    for episode in range(rollout * size, (rollout + 1) * size):
-        lap, place = divmod(episode, len(prompts))
+    for turn in range(rollout * size // samples, (rollout + 1) * size // samples):
+        lap, place = divmod(turn, len(prompts))
         if lap not in orders:
             orders[lap] = random.Random(f"{seed}:{lap}").sample(range(len(prompts)), len(prompts))
-        found.append(prompts[orders[lap][place]])
+        found += [prompts[orders[lap][place]]] * samples
     return found
 
 
@@ -343,8 +345,9 @@ def _log_measurement(context: StageContext, progress: Progress, found: Measureme
 
 
 def _write_samples(
-    context: StageContext, rollout: int, episodes: list[Episode], scores: Scores, divergences: list[float]
-) -> None:
+    context: StageContext, rollout: int, episodes: list[Episode], scores: Scores, divergences: list[float],
+    shown: Sequence[int],
+) -> None:  # fmt: skip
     path = context.work / SAMPLES
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -359,7 +362,7 @@ def _write_samples(
             "tokens": len(episodes[i].answer.ids),
             "eos": episodes[i].answer.stopped,
         }
-        for i in range(min(SAMPLES_PER_ROLLOUT, len(episodes)))
+        for i in shown
     ]
     with path.open("a", encoding="utf-8") as stream:
         stream.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

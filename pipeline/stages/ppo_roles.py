@@ -98,7 +98,7 @@ def _on_one_base(
     """Every role an adapter, and perhaps a head, on the policy's base."""
     trunk = trunk_of(model)
     heads: dict[str, Linear] = {}
-    adapters_of = {POLICY: adapters.TRAINED, REFERENCE: None, VALUE: VALUE}
+    adapters_of: dict[str, str | None] = {POLICY: adapters.TRAINED, REFERENCE: None}
     if parent is not None:
         adapters.attach_frozen(model, parent.weights, REFERENCE)
         adapters_of[REFERENCE] = REFERENCE
@@ -112,19 +112,13 @@ def _on_one_base(
         if not found.watched:
             attach(found)
     start = _value_start(models, settings)
-    if settings.value_trunk == "policy":
-        adapters_of[VALUE] = adapters.TRAINED
-    elif start is not None:
-        adapters.attach_reward(model, member_folders(start.artefact)[0], VALUE)
-    elif parent is not None:
-        adapters.attach_frozen(model, parent.weights, VALUE)
-    else:
-        model.add_adapter(VALUE, model.peft_config[adapters.TRAINED])
+    if settings.has_value_model:
+        adapters_of[VALUE] = _attach_value(model, parent, start, settings)
+        heads[VALUE] = _value_head(start, trunk.config.hidden_size, settings)
     for found in models:
         # Behind the value model, whose new weights are drawn at random: watching must not change them.
         if found.watched:
             attach(found)
-    heads[VALUE] = _value_head(start, trunk.config.hidden_size, settings)
     trained = ((POLICY, adapters.TRAINED), (VALUE, VALUE))
     trunks = {
         role: Trunk(
@@ -137,6 +131,19 @@ def _on_one_base(
         for role, name in adapters_of.items()
     }
     return trunks, heads
+
+
+def _attach_value(model: Any, parent: Artefact | None, start: RewardModel | None, settings: PpoSettings) -> str:
+    """Put on the value model's adapter, unless it reads the policy's; returns whose adapter it reads."""
+    if settings.value_trunk == "policy":
+        return adapters.TRAINED
+    if start is not None:
+        adapters.attach_reward(model, member_folders(start.artefact)[0], VALUE)
+    elif parent is not None:
+        adapters.attach_frozen(model, parent.weights, VALUE)
+    else:
+        model.add_adapter(VALUE, model.peft_config[adapters.TRAINED])
+    return VALUE
 
 
 def _separate(
@@ -171,13 +178,14 @@ def _separate(
             trunks[role] = Trunk(module=load(folder, frozen=True).requires_grad_(False))
             heads[role] = head_of(folder)
     start = _value_start(models, settings)
-    if settings.value_trunk == "policy":
-        trunks[VALUE] = Trunk(module=trunks[POLICY].module)
-    else:
-        weights = member_folders(start.artefact)[0] if start else (parent.weights if parent else None)
-        value = load(weights, frozen=False)
-        trunks[VALUE] = Trunk(module=value, trainable=tuple(value.parameters()))
-    heads[VALUE] = _value_head(start, trunks[VALUE].module.config.hidden_size, settings)
+    if settings.has_value_model:
+        if settings.value_trunk == "policy":
+            trunks[VALUE] = Trunk(module=trunks[POLICY].module)
+        else:
+            weights = member_folders(start.artefact)[0] if start else (parent.weights if parent else None)
+            value = load(weights, frozen=False)
+            trunks[VALUE] = Trunk(module=value, trainable=tuple(value.parameters()))
+        heads[VALUE] = _value_head(start, trunks[VALUE].module.config.hidden_size, settings)
     return trunks, heads, reference
 
 
@@ -188,7 +196,7 @@ def _prepare(trunks: dict[str, Trunk], heads: dict[str, Linear], model: Any, set
     for module in {id(each): each for each in (model, *(trunk.module for trunk in trunks.values()))}.values():
         without_dropout(module).eval()
     if settings.gradient_checkpointing:
-        for trunk in (trunks[POLICY].module, trunks[VALUE].module):
+        for trunk in (trunks[role].module for role in (POLICY, VALUE) if role in trunks):
             trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             # It happens in training mode alone; the layers inside stay in theirs, as some have dropout of their own.
             for module in trunk.modules():

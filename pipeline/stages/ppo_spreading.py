@@ -16,7 +16,7 @@ from pipeline.context import StageContext, engine_of
 from pipeline.errors import RecipeError
 from pipeline.models.forward import causal_model, trunk_of, vocabulary_head
 from pipeline.models.role_engine import Config, RoleEngine, SpreadModel, join_deepspeed
-from pipeline.models.roles import POLICY, VALUE, Roles
+from pipeline.models.roles import Roles
 from pipeline.models.shards import spread_over_ranks
 from pipeline.recipe.stage_settings import PpoSettings
 from pipeline.stages.ppo_update import Learner
@@ -85,7 +85,7 @@ class Spreader:
         """Give each role that is trained its engine, where it has one."""
         if not self.is_on or self.base is not None:
             return
-        for role in (POLICY, VALUE):
+        for role in roles.learning:
             held: Any = list(roles.trainable(role))
             config = self._config(roles.module(role)[0])
             if self.spreads_parameters:

@@ -19,7 +19,7 @@ from pipeline import checkpoint
 from pipeline.context import StageContext, engine_of
 from pipeline.durable import read_json, write_json_atomically
 from pipeline.faults import reach
-from pipeline.models.roles import POLICY, VALUE, Roles
+from pipeline.models.roles import POLICY, Roles
 from pipeline.models.saved_state import state_being_read
 from pipeline.models.shards import fill, stored_bytes, whole_copies
 from pipeline.recipe.engines import NO_ENGINE
@@ -76,7 +76,7 @@ class Keeper:
         self._is_first = context.ranks.is_first
         self._selected: dict[str, Tensor] = {}
         # Weights and AdamW's two moments of each role, and the policy that is selected.
-        roles_bytes = [stored_bytes(roles.trainable(role)) for role in (POLICY, VALUE)]
+        roles_bytes = [stored_bytes(roles.trainable(role)) for role in roles.learning]
         self._expected = 3 * sum(roles_bytes) + roles_bytes[0] if self._is_first else None
         if self._expected is not None and (warning := checkpoint.will_fit(self._folder, self._expected)):
             context.console.say(warning)
@@ -97,7 +97,7 @@ class Keeper:
             if self._is_first:
                 saved.mkdir(parents=True, exist_ok=True)
             barrier()
-            for role in (POLICY, VALUE):
+            for role in self._roles.learning:
                 self._save_role(role, saved)
             if self._is_first:
                 if self._selected:
@@ -122,7 +122,7 @@ class Keeper:
         """Take over everything from a complete checkpoint."""
         with state_being_read(found, engine_of(self._context)):
             state = torch.load(found / _OPTIMISERS, map_location="cpu", weights_only=True)
-            for role in (POLICY, VALUE):
+            for role in self._roles.learning:
                 self._load_role(role, found, state)
         self._selected = load_file(found / _SELECTED) if (found / _SELECTED).is_file() else {}
         self._learner.steps = state["steps"]

@@ -73,7 +73,8 @@ class Learner:
         self.steps = 0
         self._minibatch = 0
         self._rollouts = rollouts
-        self._peaks = {POLICY: settings.learning_rate, VALUE: settings.value_learning_rate or settings.learning_rate}
+        peaks = {POLICY: settings.learning_rate, VALUE: settings.value_learning_rate or settings.learning_rate}
+        self._peaks = {role: peaks[role] for role in roles.learning}
         self.optimisers = {role: adamw(roles.trainable(role), rate, settings) for role, rate in self._peaks.items()}
 
     def rates(self, rollout: int) -> dict[str, float]:
@@ -114,12 +115,16 @@ class Learner:
         count = _over_ranks([float(micro.batch.response_mask_BR.sum()) for micro in minibatch])
         if not value_only and not self._policy_step(minibatch, count, report):
             return False
-        if value_only or not self._roles.value_reads_policy:
+        if value_only or self._learns_value_apart:
             self._value_step(minibatch, count, report)
         self.steps += 1
         report.steps += 1
         reach("step.taken")
         return True
+
+    @property
+    def _learns_value_apart(self) -> bool:
+        return VALUE in self._roles.learning and not self._roles.value_reads_policy
 
     def _policy_step(self, minibatch: Sequence[MicroBatch], tokens: float, report: UpdateReport) -> bool:
         reach("step.begun")

@@ -26,8 +26,10 @@ ALONE += [case("ppo", form, "none", settings=PPO) for form in FORMS]
 TWICE = {**PPO, "epochs": 2}
 """Each rollout learnt from twice."""
 SHARED = {**PPO, "value_trunk": "policy"}
+RLOO = {**PPO, "advantage_estimator": "rloo", "samples_per_prompt": 2, "value_warmup": 0}
 ALONE += [case("sft", "dora", "none"), case("dpo", "dora", "none"), case("ppo", "dora", "none", settings=TWICE)]
 ALONE += [case("ppo", "lora", "none", "shared", settings=SHARED)]
+ALONE += [case("ppo", form, "none", "rloo", settings=RLOO) for form in FORMS]
 ENGINES = ("none", "zero1", "zero2", "zero3", "zero3_offload_cpu")
 TOGETHER = [case(kind, form, engine) for kind in KINDS for form in FORMS for engine in (*ENGINES, "fsdp")]
 TOGETHER += [case("sft", "dora", engine) for engine in ("none", "zero2", "fsdp")]
@@ -45,6 +47,7 @@ PPO_TOGETHER = [
     case("ppo", "dora", "zero2", settings=TWICE),
     case("ppo", "lora", "none", "tokens", settings={**PPO, "tokens_per_device": 100}),
     *(case("ppo", "lora", engine, "shared", settings=SHARED) for engine in ("none", "zero3", "zero3_offload_cpu")),
+    *(case("ppo", form, engine, "rloo", settings=RLOO) for form in FORMS for engine in ENGINES),
 ]
 SHORT = {"episodes": 16, "value_warmup": 0}
 """One rollout, where only the end is looked at."""

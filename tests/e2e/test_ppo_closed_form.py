@@ -124,19 +124,23 @@ def train(seed: int, settings: PpoSettings, table: Table, sampled_at: float) -> 
     }
     if settings.value_trunk == "policy":
         trunks[VALUE] = Trunk(module=trunk_of(policy))
+    if not settings.has_value_model:
+        del trunks[VALUE]
     roles = Roles(trunks, vocabulary_head(policy), vocabulary_head(reference), {VALUE: head}, policy, "fp32")
     rollouts = settings.episodes // batch
     learner = Learner(roles, settings, rollouts, ALONE, None, PAD)
     shaping = Shaping(
         temperature=settings.temperature, kl_coef=settings.kl_coef, gamma=settings.gamma,
         gae_lambda=settings.gae_lambda, whiten=True, importance_cap=2.0,
+        samples_per_prompt=settings.samples_per_prompt,
     )  # fmt: skip
     penalties = Penalties(LONGEST, settings.missing_eos_penalty, 0, 1.0, None)
     prompts = [
         Prompt(messages=(Message(role="user", content="x"),), origin=Origin(source="x", row=row))
         for row in range(len(PROMPTS))
     ]
-    asked = [place % 2 for place in range(batch)]
+    samples = settings.samples_per_prompt
+    asked = [place // samples % 2 for place in range(batch)]
     deviations = []
     for rollout in range(rollouts):
         with roles.sampling() as model:
@@ -146,7 +150,7 @@ def train(seed: int, settings: PpoSettings, table: Table, sampled_at: float) -> 
         episodes = [Episode(prompts[p], list(PROMPTS[p]), answers[i], "") for i, p in enumerate(asked)]
         found = score(episodes, [(table, 1.0)], penalties)
         lengths = [len(e.prompt_ids) + len(e.answer.ids) for e in episodes]
-        layout = lay_out(lengths, settings.minibatches, settings.per_device_batch_size, ALONE, rollout)
+        layout = lay_out(lengths, settings.minibatches, settings.per_device_batch_size, ALONE, rollout, samples=samples)
         minibatches = collect(roles, episodes, found.used, layout, shaping, PAD)
         deviations.append(learner.learn(minibatches, rollout, value_only=False).first_maxdev)
     return policy, reference, deviations
@@ -187,6 +191,15 @@ def test_it_ends_at_the_optimum(seed, temperature, trunk):
     found = distances(seed, settings_of(temperature=temperature, value_trunk=trunk))
     assert found["optimum"] < NEAR
     assert min(found[name] for name in found if name != "optimum") > 2 * NEAR
+
+
+def test_against_the_others_of_a_prompt_it_ends_near_the_optimum_too():
+    """Less near for as many answers, as a prompt's mean says nothing of the words so far: 0.042 here, 0.027 from four
+    times as many answers, and 0.037 with a value model that learns nothing. Controls as above.
+    """
+    found = distances(0, settings_of(advantage_estimator="rloo", samples_per_prompt=4))
+    assert found["optimum"] < 2.5 * NEAR
+    assert min(found[name] for name in found if name != "optimum") > 5 * NEAR
 
 
 def test_a_missing_end_costs_what_it_costs():

@@ -36,7 +36,7 @@ CURVES = {
     "Response length": ("response/len_mean", "len_mean"),
     "Responses that end by themselves": ("response/eos_rate", "eos_rate"),
     "4-grams repeated within a response": ("response/repeat_ngram", "repeat_ngram"),
-    "Variance of the returns that the value explains": ("value/explained_var",),
+    "Variance of the returns that the baseline explains": ("value/explained_var",),
     "Tokens whose ratio is clipped": ("policy/clipfrac_high", "policy/clipfrac_low"), "Entropy": ("policy/entropy",),
 }  # fmt: skip
 CHANGES = {

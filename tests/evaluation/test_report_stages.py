@@ -203,6 +203,18 @@ def test_ppo_in_words_and_figures(run_dir):
     assert "Ended early" not in text
 
 
+def test_without_a_value_model_its_settings_are_left_out(run_dir):
+    with_one = Visible(page(run_dir)).text
+    assert "value_learning_rate not set" in with_one and "gae_lambda" in with_one
+    path = run_dir / "ppo" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["settings"]["stage"] |= {"advantage_estimator": "rloo", "samples_per_prompt": 4}
+    path.write_text(json.dumps(manifest))
+    text = Visible(page(run_dir)).text
+    assert "samples_per_prompt 4" in text and "advantage_estimator rloo" in text
+    assert not {"value_learning_rate", "gae_lambda"} & set(text.split())
+
+
 @pytest.mark.parametrize(
     ("values", "said", "claimed"),
     [
@@ -256,7 +268,7 @@ def test_held_out_measurements_share_the_charts_of_training(run_dir):
     for title in ("Score", "KL to the reference", "Response length", "Responses that end by themselves"):
         assert [line.label for line in charts[title].legend] == ["train", "held-out"], title
     assert [line.label for line in charts["Tokens whose ratio is clipped"].legend] == ["from above", "from below"]
-    assert {"Entropy", "Variance of the returns that the value explains"} <= set(charts)
+    assert {"Entropy", "Variance of the returns that the baseline explains"} <= set(charts)
     assert all(">rollout</text>" in str(chart.svg) for chart in charts.values())
     assert [chart.title for chart in drawn["ppo"].further] == ["policy/grad_norm"]
     accuracy = drawn["reward"].main[1]

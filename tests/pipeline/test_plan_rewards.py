@@ -75,6 +75,9 @@ EDITS: dict[str, set[str]] = {
     "stages.ppo.value_init=zero": PPO,
     "stages.ppo.value_trunk=policy": PPO,
     "stages.ppo.value_trunk=own": set(),
+    "stages.ppo.samples_per_prompt=2": PPO,
+    "stages.ppo.samples_per_prompt=1": set(),
+    "stages.ppo.advantage_estimator=gae": set(),
     "stages.ppo.tokens_per_device=4096": PPO,
     "stages.ppo.tokens_per_device=null": set(),
     "stages.ppo.eval_every=3": PPO,
@@ -127,7 +130,7 @@ def test_every_other_setting_is_in_the_key(here):
             "reward": {"init", "seed", "tokens_per_device"},
             "ppo": {
                 "policy", "reward_model", "rewards", "gate", "watch", "stop_at_turn", "value_trunk", "value_coef",
-                "tokens_per_device",
+                "tokens_per_device", "samples_per_prompt", "advantage_estimator",
             },
         }  # fmt: skip
         assert missing == known[kind]

@@ -31,6 +31,7 @@ stages:
 """
 RULES = "stages.ppo.rewards=[{from: rules}]"
 TARGET = "stages.ppo.kl_target=6"
+RLOO = ["stages.ppo.advantage_estimator=rloo", "stages.ppo.samples_per_prompt=4"]
 
 
 def load(*overrides: str) -> LoadedRecipe:
@@ -93,7 +94,20 @@ def rewards(*sources: str) -> str:
             ["stages.ppo.value_trunk=policy", "stages.ppo.value_init=reward"],
             "value_init=reward: would have the policy's layers start as the reward model's; use zero, or value_trunk",
         ),
+        (["stages.ppo.advantage_estimator=rloo"], "rloo compares an answer with others to its prompt, and samples_"),
+        ([*RLOO, "stages.ppo.gae_lambda=1"], "gae_lambda=1: has no effect without advantage_estimator: gae; set that"),
+        ([*RLOO, "stages.ppo.gamma=0.9"], "gamma=0.9: has no effect without advantage_estimator: gae"),
+        ([*RLOO, "stages.ppo.value_trunk=policy"], "value_trunk=policy: has no effect without advantage_estimator"),
+        ([*RLOO, "stages.ppo.value_warmup=1"], "value_warmup=1: has no effect without advantage_estimator: gae"),
         # rollouts
+        (
+            ["stages.ppo.samples_per_prompt=3"],
+            "a step's 64 answers (rollout_batch_size / minibatches) are not whole prompts of 3; it can be 1, 2, 4, 8,",
+        ),
+        (
+            ["stages.ppo.samples_per_prompt=32", "stages.ppo.minibatches=4"],
+            "16 answers (rollout_batch_size / minibatches) are not whole prompts of 32; it can be 1, 2, 4, 8, 16",
+        ),
         (["stages.ppo.episodes=650"], "rollout_batch_size 64; write episodes: 640 or 704"),
         (["stages.ppo.episodes=63"], "63 is not a multiple of rollout_batch_size 64; write episodes: 64"),
         (
@@ -136,6 +150,9 @@ def test_a_contradiction_is_placed_and_explained(overrides, said):
         ["stages.ppo.policy=base"],
         ["stages.ppo.value_init=reward"],
         [RULES, "stages.ppo.value_init=zero"],
+        RLOO,
+        [*RLOO, "stages.ppo.minibatches=16"],
+        ["stages.ppo.samples_per_prompt=4"],
         ["stages.ppo.value_trunk=policy"],
         ["stages.ppo.value_trunk=policy", "stages.ppo.value_init=zero", "stages.ppo.value_coef=1"],
         ["stages.ppo.gate.min_accuracy=0"],

@@ -202,6 +202,7 @@ def shaping_of(settings: PpoSettings) -> Shaping:
     return Shaping(
         temperature=settings.temperature, kl_coef=settings.kl_coef, gamma=settings.gamma,
         gae_lambda=settings.gae_lambda, whiten=settings.whiten_advantages, importance_cap=2.0,
+        samples_per_prompt=settings.samples_per_prompt,
     )  # fmt: skip
 
 
@@ -211,7 +212,8 @@ def collected(
     """One rollout as the stage prepares it for learning."""
     settings = parts.settings
     lengths = [len(episode.prompt_ids) + len(episode.answer.ids) for episode in episodes]
-    layout = lay_out(lengths, settings.minibatches, settings.per_device_batch_size, ranks, seed)
+    samples = settings.samples_per_prompt
+    layout = lay_out(lengths, settings.minibatches, settings.per_device_batch_size, ranks, seed, samples=samples)
     return collect(parts.roles, episodes, scores, layout, shaping_of(settings), PAD)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,27 @@ def test_micro_batches_hold_rows_of_similar_length():
         assert lengths == sorted(lengths, reverse=True)
 
 
+@pytest.mark.parametrize("most", [None, 3 * max(LENGTHS)])
+@pytest.mark.parametrize(("minibatches", "samples"), [(1, 4), (2, 4), (2, 2), (4, 4)])
+def test_the_answers_to_a_prompt_stay_together(minibatches, samples, most):
+    """In a step always, and in a pass where it holds whole groups; the passes with the longest rows come first."""
+    layout = lay_out(LENGTHS, minibatches, 4, ALONE, 3, most, samples)
+    assert sorted(row for minibatch in layout for rows in minibatch for row in rows) == list(range(16))
+    for minibatch in layout:
+        groups = [[row // samples for row in rows] for rows in minibatch]
+        counts = Counter(group for each in groups for group in each)
+        assert set(counts.values()) == {samples}
+        if most is None:
+            assert all(len(set(each)) == 4 // samples for each in groups)
+        else:
+            assert all(len(rows) == 1 or len(rows) * max(LENGTHS[row] for row in rows) <= most for rows in minibatch)
+        firsts = [max(LENGTHS[row] for row in rows) for rows in minibatch]
+        assert firsts[0] == max(firsts)
+    shares = [lay_out(LENGTHS, minibatches, 2, Ranks(rank, rank, 2), 3, most, samples) for rank in (0, 1)]
+    dealt = sorted(row for share in shares for minibatch in share for rows in minibatch for row in rows)
+    assert dealt == list(range(16))
+
+
 def test_the_seed_draws_the_minibatches():
     first, again, other = (lay_out(LENGTHS, 4, 2, ALONE, seed) for seed in (3, 3, 4))
     assert first == again != other
@@ -112,6 +134,31 @@ def test_every_episode_carries_its_own(moved):
 
 
 # Rewards and advantages
+
+
+def test_without_a_value_model_the_others_are_the_baseline(llama, tmp_path):
+    """Token by token what is still to come, less the mean worth of the prompt's other answers; in one float64 loop."""
+    parts = make_parts(
+        tmp_path, llama, advantage_estimator="rloo", samples_per_prompt=4, minibatches=2, per_device_batch_size=2,
+        kl_coef=0.3, whiten_advantages=False,
+    )  # fmt: skip
+    assert parts.roles.learning == (POLICY,)
+    stir((item for item in parts.policy.model.named_parameters() if ".default." in item[0]), seed=8)
+    found: dict[int, list[float]] = {}
+    rewards: dict[int, list[float]] = {}
+    for micro in flat(collected(parts, EPISODES, SCORES)):
+        for place, row in enumerate(micro.rows):
+            length = len(EPISODES[row].answer.ids)
+            apart = (micro.old_logps_BR - micro.ref_logps_BR)[place, :length].double()
+            rewards[row] = (-0.3 * apart).tolist()
+            rewards[row][-1] += SCORES[row]
+            found[row] = micro.advantages_BR[place, :length].tolist()
+            assert not micro.advantages_BR[place, length:].any()
+    assert max(abs(value) for row in rewards.values() for value in row[:-1]) > 0.01, "the divergence has a part in it"
+    for row in range(16):
+        others = [sum(rewards[j]) for j in range(16) if j // 4 == row // 4 and j != row]
+        expected = [sum(rewards[row][t:]) - sum(others) / 3 for t in range(len(rewards[row]))]
+        assert found[row] == pytest.approx(expected, abs=1e-5)
 
 
 def test_rewards_sum_to_score_less_divergence(moved):

@@ -20,6 +20,7 @@ from pipeline.errors import DataError, PreemptedError, RecipeError, TrivetError
 from pipeline.models.roles import Roles
 from pipeline.runtime import ROOT
 from pipeline.stages import ppo
+from pipeline.stages.ppo_setup import Bench
 from pipeline.stages.ppo_state import Keeper
 from pipeline.stages.ppo_update import Learner
 from pipeline.tracking import read_metrics
@@ -278,6 +279,57 @@ def test_with_shared_layers_it_goes_on_bit_for_bit_too(start, adapter):
     ppo.run(other)
     assert lines(other)[1] != lines(whole)[1] or lines(other)[2] != lines(whole)[2], "the weight has an effect"
     assert all(each["policy/ratio_first_minibatch_maxdev"] == 0.0 for each in lines(whole).values())
+
+
+RLOO: dict[str, Any] = {"advantage_estimator": "rloo", "samples_per_prompt": 2, "episodes": 24, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize("adapter", [LORA, pytest.param("none", marks=pytest.mark.slow)])
+def test_without_a_value_model_it_goes_on_bit_for_bit_too(start, adapter):
+    whole = start("whole", adapter, **RLOO)
+    result = ppo.run(whole)
+    with pytest.raises(PreemptedError):
+        ppo.run(start("parts", adapter, stop=StopAfter(2), **RLOO))
+    context = start("parts", adapter, **RLOO)
+    compare(whole, context, result, ppo.run(context))
+    for each in lines(whole).values():
+        assert each["policy/ratio_first_minibatch_maxdev"] == 0.0
+        assert not {"value/loss", "value/grad_norm", "value/clipfrac", "lr/value"} & set(each)
+        assert math.isfinite(each["value/explained_var"]) and each["adv/mean"] == pytest.approx(0.0, abs=0.5)
+    found, _ = newest_complete(whole.checkpoints)
+    assert found is not None
+    assert (found / "policy.safetensors").is_file() and not (found / "value.safetensors").exists()
+
+
+@pytest.mark.parametrize("estimator", ["gae", "rloo"])
+def test_a_prompts_answers_are_drawn_apart_and_trained_on_together(start, monkeypatch, estimator):
+    """Three answers to each of four prompts; the next rollout has the next four, and noise differs in a group."""
+    asked: list[list[Any]] = []
+    answer = Bench.answer
+
+    def answered(bench: Bench, prompts: Any, *rest: Any, **more: Any) -> Any:
+        found = answer(bench, prompts, *rest, **more)
+        if "stop" in more:
+            asked.append([(ids, episode.answer.ids) for (_, ids), episode in zip(prompts, found, strict=True)])
+        return found
+
+    monkeypatch.setattr(Bench, "answer", answered)
+    context = start(
+        episodes=24, rollout_batch_size=12, samples_per_prompt=3, advantage_estimator=estimator, minibatches=2,
+        per_device_batch_size=3, temperature=1.5,
+    )  # fmt: skip
+    ppo.run(context)
+    assert len(asked) == 2
+    prompts = [[ids for ids, _ in rollout] for rollout in asked]
+    for each in prompts:
+        groups = [each[first : first + 3] for first in range(0, 12, 3)]
+        assert all(ids == group[0] for group in groups for ids in group)
+        assert len({tuple(group[0]) for group in groups}) == 4
+    assert {tuple(ids) for ids in prompts[0]}.isdisjoint({tuple(ids) for ids in prompts[1]})
+    answers = [[tuple(ids) for _, ids in rollout[first : first + 3]] for rollout in asked for first in range(0, 12, 3)]
+    assert sum(len(set(group)) > 1 for group in answers) >= 6
+    shown = [(line["rollout"], tuple(map(str, line["prompt"]))) for line in samples(context)]
+    assert len(shown) == len(set(shown)) == 8, "of each rollout one answer to each of four prompts"
 
 
 def test_another_seed_is_another_run(done, start):
