@@ -43,6 +43,7 @@ def main() -> None:
         "max_length": options.max_length, "bf16": bf16, "peer_dtype": options.peer_dtype,
         "adapter_layers": options.adapter_layers, "peer_layers": options.peer_layers, "answer": options.answer,
         "ppo_epochs": options.ppo_epochs, "passes": options.passes, "value_trunk": options.value_trunk,
+        "samples_per_prompt": options.samples_per_prompt, "advantage_estimator": options.advantage_estimator,
     }  # fmt: skip
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +64,7 @@ def _commands(options: argparse.Namespace, settings: dict[str, Any], base: Path,
     per_step = options.batch_size * options.accumulation
     rows, count = folder / "rows.jsonl", settings["steps"] * per_step // options.passes
     if options.stage == "ppo":
-        write_prompts(options.data, base, count, options.prompt, rows)
+        write_prompts(options.data, base, count, options.prompt, rows, options.samples_per_prompt)
         programs = {"ours": [sys.executable, "-m", "benchmarks.side_ours_ppo"]}
         programs["peer"] = [options.trl, "-m", "benchmarks.side_trl_ppo"]
     else:
@@ -95,6 +96,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--value-trunk", choices=("own", "policy"), default="own", help="of PPO on our side; the peer's is a model"
     )
+    parser.add_argument(
+        "--samples-per-prompt", type=int, default=1, help="answers to each prompt of PPO, on both sides"
+    )
+    parser.add_argument(
+        "--advantage-estimator", choices=("gae", "rloo"), default="gae", help="of PPO on our side; the peer's is gae"
+    )
     parser.add_argument("--json", metavar="FILE", help="write all figures here")
     options = parser.parse_args()
     if options.stage == "ppo" and options.trl is None:
@@ -102,6 +109,8 @@ def _options() -> argparse.Namespace:
     if (options.steps + 1) % options.passes or (options.stage == "ppo" and options.passes > 1):
         parser.error(f"--passes {options.passes} must divide --steps and the untimed first one; PPO has one pass")
     options.accumulation = options.accumulation or (2 if options.stage == "ppo" else 1)
+    if (options.batch_size * options.accumulation) % options.samples_per_prompt:
+        parser.error(f"--samples-per-prompt {options.samples_per_prompt} must divide the answers of a rollout")
     return options
 
 

@@ -40,12 +40,14 @@ def scored_rollout(
     """Answers scored by the reward role, with all that the policy learns from, as `pipeline.stages.ppo` does it."""
     episodes = [Episode(PROMPT, ids, answer, "") for ids, answer in zip(prompts, answers, strict=True)]
     lengths = [len(each.prompt_ids) + len(each.answer.ids) for each in episodes]
-    layout = lay_out(lengths, settings.minibatches, settings.per_device_batch_size, ALONE, seed)
+    samples = settings.samples_per_prompt
+    layout = lay_out(lengths, settings.minibatches, settings.per_device_batch_size, ALONE, seed, samples=samples)
     scores = _scores(roles, episodes, layout, pad)
     used = [score - (not each.answer.stopped) for score, each in zip(scores, episodes, strict=True)]
     shaping = Shaping(
         temperature=settings.temperature, kl_coef=settings.kl_coef, gamma=settings.gamma,
         gae_lambda=settings.gae_lambda, whiten=settings.whiten_advantages, importance_cap=2.0,
+        samples_per_prompt=samples,
     )  # fmt: skip
     return collect(roles, episodes, used, layout, shaping, pad)
 
@@ -59,14 +61,14 @@ def _scores(roles: Roles, episodes: list[Episode], layout: Any, pad: int) -> lis
     return [found[index] for index in range(len(episodes))]
 
 
-def four_roles(base: Path, layers: str, precision: str, value_trunk: str = "own") -> tuple[Any, Roles]:
+def four_roles(base: Path, layers: str, precision: str, value_trunk: str | None = "own") -> tuple[Any, Roles]:
     """The policy's model and all roles.
 
     Args:
         base: folder of the base model.
         layers: that carry adapters: all, or top-N.
         precision: bf16 or fp32.
-        value_trunk: what the value head stands on: an adapter of its own, or the policy's.
+        value_trunk: what the value head stands on: an adapter of its own, or the policy's; None without a value model.
     """
     settings = ModelSettings(base=str(base), adapter=AdapterSettings(r=16, alpha=32, layers=layers))
     assert settings.adapter != "none"
@@ -81,6 +83,8 @@ def four_roles(base: Path, layers: str, precision: str, value_trunk: str = "own"
     of_value = adapters.TRAINED if value_trunk == "policy" else VALUE
     names = {POLICY: adapters.TRAINED, REFERENCE: None, VALUE: of_value, REWARD: REWARD}
     trained = ((POLICY, adapters.TRAINED), (VALUE, VALUE))
+    if value_trunk is None:
+        del names[VALUE]
     trunks = {
         role: Trunk(
             module=trunk, shared=model, adapter=name,
@@ -89,7 +93,7 @@ def four_roles(base: Path, layers: str, precision: str, value_trunk: str = "own"
         for role, name in names.items()
     }  # fmt: skip
     device = next(model.parameters()).device
-    heads = {role: new_head(trunk.config.hidden_size, 0).to(device) for role in (VALUE, REWARD)}
+    heads = {role: new_head(trunk.config.hidden_size, 0).to(device) for role in (VALUE, REWARD) if role in names}
     heads[REWARD].requires_grad_(False)
     recipe = SimpleNamespace(model=settings, stages={})
     context: Any = SimpleNamespace(recipe=recipe, stage="", console=SimpleNamespace(say=_to_stderr))

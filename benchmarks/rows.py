@@ -37,15 +37,18 @@ def write_rows(stage: str, path: str | None, count: int, target: Path) -> None:
     target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def write_prompts(path: str | None, base: Path, count: int, longest: int, target: Path) -> None:
-    """Write the token ids of so many prompts, repeated where there are fewer; long ones lose their beginning."""
+def write_prompts(path: str | None, base: Path, count: int, longest: int, target: Path, samples: int = 1) -> None:
+    """Write the token ids of each of `count` answers' prompts, `samples` answers to a prompt next to one another.
+
+    They come again where there are too few; long ones lose their beginning.
+    """
     from data_prep.chat import ChatFormatter
     from pipeline.models.load import load_tokenizer
 
     formatter = ChatFormatter(load_tokenizer(base, "auto"))
     records = limit_records(read_pairs(SourceSpec(path=path or SAMPLES["ppo"])).records, count, seed=0)
     ids = [formatter.pair(record, 10**6).prompt_ids[-longest:] for record in records]
-    target.write_text(json.dumps([ids[index % len(ids)] for index in range(count)]), encoding="utf-8")
+    target.write_text(json.dumps([ids[index // samples % len(ids)] for index in range(count)]), encoding="utf-8")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

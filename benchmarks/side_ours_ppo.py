@@ -30,10 +30,12 @@ def main() -> None:
     settings = PpoSettings(
         learning_rate=1e-5, epochs=options["ppo_epochs"], rollout_batch_size=rows, minibatches=1,
         per_device_batch_size=options["batch_size"], max_new_tokens=options["answer"], schedule="constant",
-        warmup_ratio=0.0, value_trunk=options["value_trunk"],
+        warmup_ratio=0.0, value_trunk=options["value_trunk"], samples_per_prompt=options["samples_per_prompt"],
+        advantage_estimator=options["advantage_estimator"],
     )  # fmt: skip
     precision = "bf16" if options["bf16"] else "fp32"
-    model, roles = four_roles(Path(base), options["adapter_layers"], precision, settings.value_trunk)
+    of_value = settings.value_trunk if settings.has_value_model else None
+    model, roles = four_roles(Path(base), options["adapter_layers"], precision, of_value)
     measured = Measured(rows_per_step=rows)
     count_work(model, measured)
     count_streaming_head(measured)

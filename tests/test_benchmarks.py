@@ -106,13 +106,18 @@ def test_rows_of_a_head_that_is_not_called(model, heads_restored):
     assert (measured.head_rows, measured.flops) == (3, 2 * 3 * V * H * 2)
 
 
-@pytest.mark.parametrize("value_trunk", ["own", "policy"])
-def test_a_rollout_of_our_side(tiny_folder, tmp_path, monkeypatch, capsys, heads_restored, value_trunk):
+@pytest.mark.parametrize(
+    ("value_trunk", "estimator", "samples"), [("own", "gae", 1), ("policy", "gae", 2), ("own", "rloo", 2)]
+)
+def test_a_rollout_of_our_side(
+    tiny_folder, tmp_path, monkeypatch, capsys, heads_restored, value_trunk, estimator, samples
+):
     prompts = tmp_path / "prompts.json"
-    prompts.write_text(json.dumps([[1, 40 + n, 41] for n in range(8)]))
+    prompts.write_text(json.dumps([[1, 40 + n // samples, 41] for n in range(8)]))
     options = {
         "batch_size": 2, "accumulation": 2, "steps": 2, "ppo_epochs": 2, "answer": 4, "bf16": False,
-        "adapter_layers": "top-1", "value_trunk": value_trunk,
+        "adapter_layers": "top-1", "value_trunk": value_trunk, "advantage_estimator": estimator,
+        "samples_per_prompt": samples,
     }  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["x", str(tiny_folder), str(prompts), json.dumps(options)])
     side_ours_ppo.main()
