@@ -109,9 +109,20 @@ def _options() -> argparse.Namespace:
     if (options.steps + 1) % options.passes or (options.stage == "ppo" and options.passes > 1):
         parser.error(f"--passes {options.passes} must divide --steps and the untimed first one; PPO has one pass")
     options.accumulation = options.accumulation or (2 if options.stage == "ppo" else 1)
-    if (options.batch_size * options.accumulation) % options.samples_per_prompt:
-        parser.error(f"--samples-per-prompt {options.samples_per_prompt} must divide the answers of a rollout")
+    _require_possible(parser, options)
     return options
+
+
+def _require_possible(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    samples, rloo = options.samples_per_prompt, options.advantage_estimator == "rloo"
+    if (options.batch_size * options.accumulation) % samples:
+        parser.error(f"--samples-per-prompt {samples} must divide the answers of a rollout")
+    if rloo and samples == 1:
+        parser.error("--advantage-estimator rloo compares a prompt's answers: --samples-per-prompt 2 or more")
+    if rloo and options.value_trunk == "policy":
+        parser.error("--advantage-estimator rloo has no value model for --value-trunk")
+    if options.stage != "ppo" and (rloo or samples > 1):
+        parser.error("--samples-per-prompt and --advantage-estimator are of --stage ppo")
 
 
 def _run(command: list[str]) -> dict[str, Any]:

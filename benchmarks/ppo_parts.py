@@ -37,7 +37,10 @@ PROMPT = Prompt(messages=(Message(role="user", content="x"),), origin=Origin(sou
 def scored_rollout(
     roles: Roles, prompts: Sequence[list[int]], answers: Sequence[Answer], settings: PpoSettings, pad: int, seed: int
 ) -> list[list[MicroBatch]]:
-    """Answers scored by the reward role, with all that the policy learns from, as `pipeline.stages.ppo` does it."""
+    """Answers scored by the reward role, with all that the policy learns from, as `pipeline.stages.ppo` does it.
+
+    Only that the reward role reads them in the policy's passes, not in passes laid out for it.
+    """
     episodes = [Episode(PROMPT, ids, answer, "") for ids, answer in zip(prompts, answers, strict=True)]
     lengths = [len(each.prompt_ids) + len(each.answer.ids) for each in episodes]
     samples = settings.samples_per_prompt

@@ -4,11 +4,12 @@
 
 For each seed `recipes/alpaca_ppo.yaml` makes the SFT policy, the reward model and our PPO policy, as a user's run does.
 TRL's trainer then starts from that SFT policy, merged, with a new adapter of the same shape, against that reward model,
-merged, which its value model starts from too, on the same prompts with the same batches, passes, price of KL and
-temperature. It has one learning rate for adapter and whole value model, so it is given several, and each seed's best
-counts. All policies then answer the same held-out prompts with the same sampling noise. A score is the reward model's,
-in deviations of its reference answers, less 1 for an answer that did not end: what both sides optimise. The last policy
-of either is taken. Nats are of the answers at temperature 1. What is in FOLDER is not made again.
+merged, which its value model starts from too, on the same prompts (as many as answers, where ours gives each several)
+with the same batches, passes, price of KL and temperature. It has one learning rate for adapter and whole value model,
+so it is given several, and each seed's best counts. All policies then answer the same held-out prompts with the same
+sampling noise. A score is the reward model's, in deviations of its reference answers, less 1 for an answer that did not
+end: what both sides optimise. The last policy of either is taken. Nats are of the answers at temperature 1. What is in
+FOLDER is not made again.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ the mask, and masks are carried from the data on: no id means "padding". Only th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -81,6 +82,18 @@ def by_beginning(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[lis
     order = sorted(range(len(rows)), key=lambda index: (tuple(rows[index]), index))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
+
+
+def same_prompt(prompts: Sequence[Sequence[int]]) -> list[range]:
+    """Rows next to one another whose prompts are the same: a pass over all of them reads their prompt once."""
+    starts = [row for row in range(len(prompts)) if row == 0 or list(prompts[row]) != list(prompts[row - 1])]
+    return [range(first, end) for first, end in pairwise([*starts, len(prompts)])]
+
+
+def longest_first(groups: Sequence[range], lengths: Sequence[int]) -> list[list[int]]:
+    """The rows of each group, groups with the most tokens first, so that the peak comes early."""
+    inner = [sorted(group, key=lambda row: (-lengths[row], row)) for group in groups]
+    return sorted(inner, key=lambda rows: (-sum(lengths[row] for row in rows), rows[0]))
 
 
 class ResponseBatch(NamedTuple):

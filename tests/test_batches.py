@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.batches import by_length, pad_left, pad_right, positions, response_batch
+from pipeline.batches import by_length, longest_first, pad_left, pad_right, positions, response_batch, same_prompt
 
 PROMPTS = [[11, 12, 13], [21], [31, 32, 33, 34, 35]]
 RESPONSES = [[51, 52], [61, 62, 63, 64], [71]]
@@ -86,3 +86,18 @@ def test_batches_of_similar_length_hold_every_row_once():
     flat = [lengths[index] for rows in found for index in rows]
     assert flat == sorted(lengths, reverse=True) and [len(rows) for rows in found] == [3, 3, 1]
     assert list(by_length([], 3)) == []
+
+
+def test_rows_of_one_prompt_are_those_next_to_one_another():
+    a, b = [1, 2], [1, 2, 3]
+    assert same_prompt([a, a, b, b, b, a]) == [range(2), range(2, 5), range(5, 6)]
+    assert same_prompt([a, b]) == [range(1), range(1, 2)] and same_prompt([]) == []
+
+
+def test_groups_with_the_most_tokens_come_first():
+    """130 beside three of 10 is less than four of 129, and what a group holds stays together."""
+    groups = [range(4), range(4, 8), range(8, 12)]
+    lengths = [130, 10, 10, 10, 129, 129, 129, 129, 5, 7, 6, 7]
+    assert longest_first(groups, lengths) == [[4, 5, 6, 7], [0, 1, 2, 3], [9, 11, 10, 8]]
+    singles = [range(row, row + 1) for row in range(12)]
+    assert [row for (row,) in longest_first(singles, lengths)] == next(by_length(lengths, 99))

@@ -16,7 +16,7 @@ from evaluation.report.load import Run, Stage
 from evaluation.report.measures import count, figures, measure_named, plain
 from evaluation.report.outcomes import outcome_of, percent, start_of
 from evaluation.report.watched import Watched, watched
-from pipeline.recipe.stage_settings import OF_VALUE_MODEL
+from pipeline.recipe.stage_settings import OF_VALUE_MODEL, WITH_VALUE_MODEL
 
 SAMPLE_PAIRS = 4
 RESPONSE_CHARACTERS = 800
@@ -175,7 +175,7 @@ def _settings(stage: Stage) -> Iterable[tuple[str, str]]:
     if rewards:
         yield "rewards", " + ".join(rewards)
     own = mapping(resolved.get("stage"))
-    idle = OF_VALUE_MODEL if own.get("advantage_estimator") == "rloo" else ()
+    idle = OF_VALUE_MODEL if own.get("advantage_estimator", WITH_VALUE_MODEL) != WITH_VALUE_MODEL else ()
     for name in _SETTINGS:
         if name in own and name not in idle:
             yield name, "not set" if own[name] is None else _plain(own[name])

@@ -45,7 +45,7 @@ class Roles:
     """Runs each role's forward and backward passes.
 
     Args:
-        trunks: by role; `policy` and `reference` always, `value`, and any number of reward roles.
+        trunks: by role; `policy` and `reference` always, `value` if anything learns it, and any number of reward roles.
         head: from the policy's hidden states to logits.
         reference_head: from the reference's; the same one where both stand on one base.
         heads: scalar heads by role, of the value and reward roles; they compute in float32.

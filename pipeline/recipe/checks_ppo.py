@@ -37,9 +37,10 @@ def check_ppo(recipe: Recipe, name: str, stage: PpoSettings) -> Iterator[Problem
         yield Problem((*at, "ptx_coef"), "mixes in demonstrations, but data.sft is absent")
     if stage.overlong_buffer > stage.max_new_tokens:
         yield Problem((*at, "overlong_buffer"), f"is longer than max_new_tokens ({stage.max_new_tokens})")
-    if stage.value_init == "reward" and not _from_stage(recipe, name):
+    starts_from_reward = stage.has_value_model and stage.value_init == "reward"
+    if starts_from_reward and not _from_stage(recipe, name):
         yield Problem((*at, "value_init"), "there is no reward stage to start from; use zero")
-    elif stage.value_init == "reward" and stage.value_trunk == "policy":
+    elif starts_from_reward and stage.value_trunk == "policy":
         text = "would have the policy's layers start as the reward model's; use zero, or value_trunk: own"
         yield Problem((*at, "value_init"), text)
 
@@ -107,7 +108,7 @@ def _rollouts(stage: PpoSettings, at: KeyPath) -> Iterator[Problem]:
         fits = " or ".join(str(count * size) for count in (rollouts, rollouts + 1) if count)
         text = f"{stage.episodes} is not a multiple of rollout_batch_size {size}; write episodes: {fits}"
         yield Problem((*at, "episodes"), text)
-    elif stage.value_warmup >= rollouts:
+    elif stage.has_value_model and stage.value_warmup >= rollouts:
         text = f"the policy would never train: there are {rollouts} rollouts (episodes / rollout_batch_size)"
         yield Problem((*at, "value_warmup"), text)
 
@@ -120,9 +121,11 @@ def _samples(stage: PpoSettings, at: KeyPath) -> Iterator[Problem]:
         yield Problem((*at, "advantage_estimator"), text)
     # Minibatches that are not whole are a problem of their own.
     elif stage.rollout_batch_size % stage.minibatches == 0 and step % samples:
-        fits = ", ".join(str(count) for count in range(1, step + 1) if step % count == 0)
-        text = f"a step's {step} answers (rollout_batch_size / minibatches) are not whole prompts of {samples}; it can "
-        yield Problem((*at, "samples_per_prompt"), f"{text}be {fits}")
+        least = 1 if stage.has_value_model else 2
+        fits = ", ".join(str(count) for count in range(least, step + 1) if step % count == 0)
+        cure = f"it can be {fits}" if fits else "lower minibatches, or raise rollout_batch_size"
+        text = f"a step's {step} answers (rollout_batch_size / minibatches) are not whole prompts of {samples}; {cure}"
+        yield Problem((*at, "samples_per_prompt"), text)
 
 
 def _divergence(stage: PpoSettings, at: KeyPath) -> Iterator[Problem]:
@@ -143,7 +146,6 @@ def _unused(recipe: Recipe, name: str, stage: PpoSettings, at: KeyPath) -> Itera
     engine, from_stage = stage.rollout_engine, _from_stage(recipe, name)
     needs: dict[tuple[str, ...], tuple[str, bool]] = {
         ("kl_horizon",): ("kl_target", stage.kl_target is not None),
-        **dict.fromkeys(((key,) for key in OF_VALUE_MODEL), ("advantage_estimator: gae", stage.has_value_model)),
         ("value_coef",): ("value_trunk: policy", stage.value_trunk == "policy"),
         ("overlong_penalty",): ("overlong_buffer", stage.overlong_buffer > 0),
         ("normalise_scores",): ("a reward stage among the rewards", from_stage),
@@ -153,6 +155,8 @@ def _unused(recipe: Recipe, name: str, stage: PpoSettings, at: KeyPath) -> Itera
         ("vllm", "gpu_memory_utilization"): ("rollout_engine: vllm_colocate", engine == "vllm_colocate"),
         ("vllm", "importance_cap"): ("rollout_engine: paged, or one of vLLM's", engine == "paged" or "vllm" in engine),
     }
+    if not stage.has_value_model:
+        needs |= dict.fromkeys(((key,) for key in OF_VALUE_MODEL), ("advantage_estimator: gae", False))
     for key, (switch, effective) in needs.items():
         if not effective and _is_changed(stage, key):
             yield Problem((*at, *key), f"has no effect without {switch}; set that, or remove it")

@@ -1,4 +1,4 @@
-"""Other programs' words for what a PPO stage sets: TRL's, while it had PPO (to 1.12), OpenRLHF's and others'.
+"""Other programs' words for what a PPO stage sets: TRL's, while it had PPO (to 1.12), and of RLOO; OpenRLHF's, others'.
 
 `docs/ppo.md` shows both tables as one; a test keeps them equal.
 """
@@ -54,7 +54,6 @@ PPO_KEYS = {
     "micro_rollout_batch_size": "generation_batch_size",
     "generate_max_len": "max_new_tokens",
     "prompt_max_len": "data.prompts.max_prompt_length",
-    "n_samples_per_prompt": "samples_per_prompt",
     "max_norm": "max_grad_norm",
     "l2": "weight_decay",
     "normalize_reward": "normalise_scores",
@@ -85,6 +84,7 @@ _WHOLE = (
 _DIVIDED = "write `minibatches`: into how many optimiser steps a rollout is divided"
 _ENGINE = "write `deepspeed: zero2` (or zero3, which gathers the policy once per rollout to sample from it)"
 _MEASURED = "held-out prompts are answered at the start, every `eval_every` rollouts and at the end"
+_SAMPLES = "write `samples_per_prompt`; `rollout_batch_size` counts answers here, not prompts, so multiply it by that"
 _FUNCTION = "write it as a function of your own: `rewards: [{from: function}]` and --reward FILE:FUNCTION"
 
 # No key of that meaning: what does its work here, or why nothing does.
@@ -126,6 +126,8 @@ PPO_DECIDED = {
     "project_kwargs": "a run writes to its own folder only",
     "push_to_hub_if_best_kwargs": "a run writes to its own folder only",
     # OpenRLHF, DeepSpeed-Chat, verl
+    "n_samples_per_prompt": _SAMPLES,
+    "n": _SAMPLES,
     "use_kl_loss": _IN_REWARD,
     "use_kl_estimator_k3": _IN_REWARD,
     "eps_clip_low_high": "write `clip_range` for the bound below 1 and `clip_range_high` for the one above",

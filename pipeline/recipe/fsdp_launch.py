@@ -58,9 +58,12 @@ def against_fsdp(recipe: Recipe, name: str, stage: StageSettings, environment: M
     """
     off = f"--set stages.{name}.deepspeed=none"
     if isinstance(stage, PpoSettings):
+        why = "does not run"
+        if stage.has_value_model:
+            why = "would have to train two models that share a base, each with an optimiser of its own"
         yield (
-            "the launch configures FSDP, under which a ppo stage would have to train two models that share a base, "
-            f"each with an optimiser of its own; launch with ds_configs/accelerate/zero3.yaml, or add {off}"
+            f"the launch configures FSDP, under which a ppo stage {why}; "
+            f"launch with ds_configs/accelerate/zero3.yaml, or add {off}"
         )
         return
     for variable, (absent, wanted, key, why) in _WANTED.items():

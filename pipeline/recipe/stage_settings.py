@@ -180,6 +180,8 @@ class VllmSettings(Settings):
     )
 
 
+WITH_VALUE_MODEL = "gae"
+"""The advantage estimator that stands on a value model's predictions."""
 OF_VALUE_MODEL = (
     "gamma", "gae_lambda", "value_learning_rate", "value_clip", "value_init", "value_warmup", "value_trunk",
     "value_coef",
@@ -313,7 +315,7 @@ class PpoSettings(StageSettings):
     @property
     def has_value_model(self) -> bool:
         """Whether a value model is the baseline, which is then trained beside the policy."""
-        return self.advantage_estimator == "gae"
+        return self.advantage_estimator == WITH_VALUE_MODEL
 
 
 AnyStage = Annotated[SftSettings | RewardSettings | PpoSettings | DpoSettings, Field(discriminator="kind")]

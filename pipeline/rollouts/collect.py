@@ -20,7 +20,7 @@ from pipeline.algorithms.logps import TokenScores
 from pipeline.algorithms.masked import Moments, combine_moments, masked_moments, masked_sum, whiten
 from pipeline.algorithms.ppo import importance_weights
 from pipeline.algorithms.rloo import leave_one_out
-from pipeline.batches import ResponseBatch, by_length, response_batch
+from pipeline.batches import ResponseBatch, by_length, longest_first, response_batch
 from pipeline.models.roles import POLICY, REFERENCE, VALUE, Roles
 from pipeline.rollouts.rewards import Episode
 from pipeline.runtime import Ranks, equally_many, gather_lists
@@ -85,40 +85,41 @@ def lay_out(
         seed: draws the minibatches.
         most_tokens: of a forward pass, as if it were padded, instead of a number of rows. No process is left without
             a pass, so that where there are more of them than passes needed, passes are smaller.
-        samples: episodes of each prompt, next to one another: they stay together, so that a pass reads their prompt
-            once. Divides a minibatch.
+        samples: episodes of each prompt, next to one another: they stay together, also in a pass that holds a
+            multiple of so many rows, which reads their prompt once. Divides a minibatch.
     """
     groups = [range(first, first + samples) for first in range(0, len(lengths), samples)]
     random.Random(seed).shuffle(groups)
     size = len(lengths) // minibatches
     layout: Layout = []
     for start in range(0, len(groups), size // samples):
-        rows = _longest_first(groups[start : start + size // samples], lengths)
+        ordered = longest_first(groups[start : start + size // samples], lengths)
+        rows = [row for group in ordered for row in group]
         if most_tokens is None:
             micro = [tuple(rows[first : first + batch_size]) for first in range(0, size, batch_size)]
         else:
-            micro = _within(rows, lengths, most_tokens, size // ranks.world_size)
+            micro = _within(ordered, lengths, most_tokens, size // ranks.world_size)
         layout.append(micro[ranks.rank :: ranks.world_size])
     return layout
 
 
-def _longest_first(groups: Sequence[range], lengths: Sequence[int]) -> list[int]:
-    """The rows of all groups, the one with the longest first, so that too large a batch shows at once."""
-    inner = [sorted(group, key=lambda index: (-lengths[index], index)) for group in groups]
-    return [row for group in sorted(inner, key=lambda rows: (-lengths[rows[0]], rows[0])) for row in group]
+def _within(
+    groups: Sequence[Sequence[int]], lengths: Sequence[int], most: int, most_rows: int
+) -> list[tuple[int, ...]]:
+    """Rows, in order, in passes with at most so many tokens if padded; a group that fits into one is not cut up."""
 
+    def fits(rows: Sequence[int]) -> bool:
+        return len(rows) <= most_rows and len(rows) * max(lengths[row] for row in rows) <= most
 
-def _within(rows: Sequence[int], lengths: Sequence[int], most: int, most_rows: int) -> list[tuple[int, ...]]:
-    """Rows, in order, in passes that have at most so many tokens when all are padded to their longest."""
-    found: list[tuple[int, ...]] = []
-    taken: list[int] = []
-    for row in rows:
-        longest = max(lengths[each] for each in (*taken, row))
-        if taken and (len(taken) == most_rows or longest * (len(taken) + 1) > most):
-            found.append(tuple(taken))
-            taken = []
-        taken.append(row)
-    return [*found, tuple(taken)]
+    found: list[list[int]] = [[]]
+    for group in groups:
+        if fits(group) and not fits([*found[-1], *group]):
+            found.append([])
+        for row in group:
+            if found[-1] and not fits([*found[-1], row]):
+                found.append([])
+            found[-1].append(row)
+    return [tuple(rows) for rows in found if rows]
 
 
 @torch.no_grad()
@@ -133,7 +134,7 @@ def collect(
     """This rank's share of a rollout, by minibatch.
 
     Args:
-        roles: policy, reference and value as they are at this rollout.
+        roles: policy, reference and, where there is one, value as they are at this rollout.
         episodes: of all ranks.
         used_scores: of all episodes, after penalties.
         layout: of this rank.
@@ -149,17 +150,18 @@ def collect(
         _rewards(rows, batch, policy, ref_logps, used_scores, shaping.kl_coef)
         for rows, batch, policy, ref_logps in zip(flat, batches, old, reference, strict=True)
     ]
-    gae_lambda = shaping.gae_lambda
+    gamma, gae_lambda = shaping.gamma, shaping.gae_lambda
     if VALUE in roles.learning:
         values = values or [roles.values(batch) for batch in batches]
     else:
-        values, gae_lambda = _of_the_others(flat, rewards, shaping.samples_per_prompt), 1.0
+        gamma = gae_lambda = 1.0
+        values = _of_the_others(flat, rewards, shaping.samples_per_prompt)
     made = []
     parts = zip(flat, batches, old, reference, rewards, values, strict=True)
     for rows, batch, policy, ref_logps, reward, value in parts:
         assert policy.entropies_BR is not None
         mask = batch.response_mask_BR.to(policy.logps_BR.device)
-        found = gae(reward, value, mask, shaping.gamma, gae_lambda)
+        found = gae(reward, value, mask, gamma, gae_lambda)
         sampler = _sampler_logps([episodes[i] for i in rows], mask)
         weights = None
         if sampler is not None:

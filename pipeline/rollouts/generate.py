@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from pipeline.batches import by_length, pad_left
+from pipeline.batches import by_length, pad_left, same_prompt
 from pipeline.faults import reach
 from pipeline.models import adapters
 from pipeline.models.forward import VocabularyHead, evaluating
@@ -60,7 +60,9 @@ class Generator:
     ) -> list[Answer]:
         """One answer per prompt, in the prompts' order; a sampled answer depends on the seed and its place alone."""
         reach("answers.begun")
-        mine = list(range(self.ranks.rank, len(prompts), self.ranks.world_size))
+        # Answers to one prompt stay on one rank, where it is read once for all of them.
+        groups = same_prompt(prompts)[self.ranks.rank :: self.ranks.world_size]
+        mine = [row for group in groups for row in group]
         found: dict[int, Answer] = {}
         if progress is not None:
             progress(0, len(mine))
@@ -79,7 +81,8 @@ class Generator:
                 if progress is not None:
                     progress(len(found), len(mine))
         agree_to_go_on(stop)
-        return gather_lists([found[index] for index in mine])
+        everywhere = dict(gather_lists([(row, found[row]) for row in mine]))
+        return [everywhere[row] for row in sorted(everywhere)]
 
     def _batch(
         self,

@@ -18,7 +18,7 @@ from data_prep.checks import passes
 from data_prep.records import Prompt
 from pipeline import reward_function
 from pipeline.algorithms.penalties import missing_eos, soft_overlong
-from pipeline.batches import by_length, response_batch
+from pipeline.batches import longest_first, response_batch, same_prompt
 from pipeline.errors import TrivetError
 from pipeline.models.reward_model import RewardSpec, combine, normalise
 from pipeline.models.roles import Roles
@@ -112,20 +112,23 @@ class StageReward:
     @torch.no_grad()
     def scores(self, episodes: Sequence[Episode]) -> list[float]:
         """Scores read at each answer's last token."""
-        mine = list(range(self.ranks.rank, len(episodes), self.ranks.world_size))
+        # A prompt's answers stay together, on a rank and in a pass.
+        groups = same_prompt([episode.prompt_ids for episode in episodes])[self.ranks.rank :: self.ranks.world_size]
+        lengths = [len(episode.prompt_ids) + len(episode.answer.ids) for episode in episodes]
+        mine = [row for group in longest_first(groups, lengths) for row in group]
         found: dict[int, float] = {}
-        # Member by member, so that adapters are switched once each.
-        lengths = [len(episodes[i].prompt_ids) + len(episodes[i].answer.ids) for i in mine]
-        batches = [[mine[index] for index in batch] for batch in by_length(lengths, self.batch_size)]
+        batches = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
         if self.roles.spread:
             batches = equally_many(batches, [0])
+        # Member by member, so that adapters are switched once each.
         picked = [[episodes[i] for i in batch] for batch in batches]
         columns = [[self._batch_scores(role, batch) for batch in picked] for role in self.members]
         for number, batch in enumerate(batches):
             scores_KB = torch.stack([column[number] for column in columns])
             whole = (normalise if self.normalised else combine)(scores_KB, self.spec)
             found.update(zip(batch, whole.tolist(), strict=True))
-        return gather_lists([found[index] for index in mine])
+        everywhere = dict(gather_lists([(row, found[row]) for row in mine]))
+        return [everywhere[row] for row in sorted(everywhere)]
 
     def _batch_scores(self, role: str, episodes: Sequence[Episode]) -> Tensor:
         batch = response_batch([e.prompt_ids for e in episodes], [e.answer.ids for e in episodes], self.pad_id)

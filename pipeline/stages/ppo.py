@@ -1,10 +1,10 @@
-"""Proximal policy optimisation with a KL penalty, its four roles on one frozen base.
+"""Proximal policy optimisation with a KL penalty, all its roles on one frozen base.
 
 Takes: `data.prompts`, an earlier policy (start and reference), and rewards: sealed reward models, rules, a function.
 Gives: a policy. One rollout is the whole loop: sample answers, score them, take log-probabilities of policy and
-reference and values, turn scores less KL into whitened advantages, make a few passes over them, look at held-out
-prompts now and then, save. What is handed on is the best policy on held-out prompts, the one before the first step
-included.
+reference, and values where there is a value model, turn scores less KL into whitened advantages, make a few passes over
+them, look at held-out prompts now and then, save. What is handed on is the best policy on held-out prompts, the one
+before the first step included.
 """
 
 from __future__ import annotations
@@ -210,7 +210,9 @@ class _Loop:
         reach("rollout.scored")
         self._stop_if_asked(progress, total)
         rates = self._learner.rates(number)
-        metrics, divergences = rollout_metrics(episodes, scores, minibatches, progress.kl_coef, self._context.ranks)
+        metrics, divergences = rollout_metrics(
+            episodes, scores, minibatches, progress.kl_coef, self._context.ranks, settings.samples_per_prompt
+        )
         self._require_health(progress, episodes, metrics)
         if settings.kl_max is not None and metrics["objective/kl_seq"] > settings.kl_max:
             kept = progress.selected.rollout if progress.selected else number

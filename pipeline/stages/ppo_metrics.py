@@ -58,6 +58,7 @@ def rollout_metrics(
     minibatches: Sequence[Sequence[MicroBatch]],
     kl_coef: float,
     ranks: Ranks,
+    samples: int = 1,
 ) -> tuple[dict[str, float], list[float]]:
     """Figures of a rollout before anything is learnt from it, and each episode's divergence, in order.
 
@@ -67,6 +68,7 @@ def rollout_metrics(
         minibatches: this rank's.
         kl_coef: that the rewards were made with.
         ranks: this process among its peers.
+        samples: answers to each prompt, next to one another.
     """
     mine = [micro for minibatch in minibatches for micro in minibatch]
     by_row = [entry for micro in mine for entry in _row_figures(micro)]
@@ -78,6 +80,7 @@ def rollout_metrics(
         "objective/score": _mean(scores.whole),
         "objective/score_std": float(torch.tensor(scores.whole).std(correction=0)),
         "objective/score_used": _mean(scores.used),
+        **({"objective/score_std_prompt": _std_of_a_prompt(scores.used, samples)} if samples > 1 else {}),
         **(
             {f"objective/score_{name}": _mean(part) for name, part in scores.parts.items()}
             if len(scores.parts) > 1
@@ -159,6 +162,12 @@ def _response_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "response/repeat_ngram": repetition([episode.answer.ids for episode in episodes]) or 0.0,
         "prompt/len_mean": _mean([len(episode.prompt_ids) for episode in episodes]),
     }
+
+
+def _std_of_a_prompt(scores: Sequence[float], samples: int) -> float:
+    """Root of the mean variance among the answers to one prompt."""
+    by_prompt = torch.tensor(scores, dtype=torch.float64).reshape(-1, samples)
+    return float(by_prompt.var(dim=1, correction=0).mean().sqrt())
 
 
 def _std(moments: Moments) -> float:

@@ -115,16 +115,12 @@ class Learner:
         count = _over_ranks([float(micro.batch.response_mask_BR.sum()) for micro in minibatch])
         if not value_only and not self._policy_step(minibatch, count, report):
             return False
-        if value_only or self._learns_value_apart:
+        if VALUE in self._roles.learning and (value_only or not self._roles.value_reads_policy):
             self._value_step(minibatch, count, report)
         self.steps += 1
         report.steps += 1
         reach("step.taken")
         return True
-
-    @property
-    def _learns_value_apart(self) -> bool:
-        return VALUE in self._roles.learning and not self._roles.value_reads_policy
 
     def _policy_step(self, minibatch: Sequence[MicroBatch], tokens: float, report: UpdateReport) -> bool:
         reach("step.begun")

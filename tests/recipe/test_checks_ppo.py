@@ -98,6 +98,17 @@ def rewards(*sources: str) -> str:
         ([*RLOO, "stages.ppo.gae_lambda=1"], "gae_lambda=1: has no effect without advantage_estimator: gae; set that"),
         ([*RLOO, "stages.ppo.gamma=0.9"], "gamma=0.9: has no effect without advantage_estimator: gae"),
         ([*RLOO, "stages.ppo.value_trunk=policy"], "value_trunk=policy: has no effect without advantage_estimator"),
+        ([*RLOO, "stages.ppo.value_coef=0.3"], "value_coef=0.3: has no effect without advantage_estimator: gae"),
+        ([*RLOO, "stages.ppo.value_warmup=99"], "value_warmup=99: has no effect without advantage_estimator: gae"),
+        ([*RLOO, "stages.ppo.value_init=reward"], "value_init=reward: has no effect without advantage_estimator"),
+        (
+            ["stages.ppo.advantage_estimator=rloo", "stages.ppo.samples_per_prompt=3"],
+            "are not whole prompts of 3; it can be 2, 4, 8, 16, 32, 64",
+        ),
+        (
+            [*RLOO, "stages.ppo.minibatches=64"],
+            "1 answers (rollout_batch_size / minibatches) are not whole prompts of 4; lower minibatches, or raise",
+        ),
         ([*RLOO, "stages.ppo.value_warmup=1"], "value_warmup=1: has no effect without advantage_estimator: gae"),
         # rollouts
         (

@@ -147,6 +147,27 @@ def test_batches_and_ranks_do_not_matter(judged):
         assert share == pytest.approx(expected[rank::2], abs=1e-5)
 
 
+def test_a_prompts_answers_are_scored_in_one_pass(judged, monkeypatch):
+    """However uneven they are; and each scores what it does by itself."""
+    parts, spec, members, _ = judged
+    episodes = some_episodes(9)
+    grouped = [one._replace(prompt_ids=episodes[at // 3].prompt_ids) for at, one in enumerate(episodes)]
+    expected = _stage_reward(parts, members, spec, True, size=1).scores(grouped)
+    prompts: list[int] = []
+    scores = parts.roles.scores
+
+    def counted(role: str, batch: Any) -> Any:
+        lengths = (batch.mask_BT.sum(-1) - batch.response_mask_BR.sum(-1)).tolist()
+        rows = zip(batch.ids_BT, batch.mask_BT, lengths, strict=True)
+        prompts.append(len({tuple(ids[mask][:length].tolist()) for ids, mask, length in rows}))
+        return scores(role, batch)
+
+    monkeypatch.setattr(parts.roles, "scores", counted)
+    found = _stage_reward(parts, members, spec, True, size=3).scores(grouped)
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert prompts == [1] * 3 * len(members)
+
+
 def test_scoring_leaves_no_graph(judged):
     """And the policy can be trained right after."""
     parts, spec, members, _ = judged

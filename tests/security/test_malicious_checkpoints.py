@@ -209,10 +209,12 @@ def test_ppos_state_holds_numbers_only(tmp_path, trace):
     assert checkpoint.is_complete(saved)
 
     class Nothing:
+        learning = ("policy", "value")
+
         def trainable(self, role):
             return []
 
-    for role in ("policy", "value"):
+    for role in Nothing.learning:
         (saved / f"{role}.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
     context = SimpleNamespace(
         checkpoints=tmp_path, ranks=Ranks(0, 0, 1), recipe=SimpleNamespace(stages={}), stage="ppo"

@@ -62,6 +62,10 @@ def work(base: Path, folder: Path, ranks: Ranks) -> dict[str, Any]:
     engine = PolicyEngine(parts.roles, lambda model: Generator(model, PAD, (EOS,), 3, "fp32", ranks))
     prompts = [episode.prompt_ids for episode in EPISODES][:7]
     found["answers"] = engine.answers(prompts, Sampling(12, 0.9, seed=4))
+    counted: list[int] = []
+    thrice = [prompt for prompt in prompts for _ in range(3)]
+    found["in_groups"] = engine.answers(thrice, Sampling(12, 0.9, seed=4), lambda done, total: counted.append(total))
+    found["of_this_rank"] = counted[0]
     found["stopped"] = stopped(engine, prompts, ranks)
     found["sentence"] = failing(folder / f"failing{ranks.rank}", EPISODES)
     return found
@@ -192,6 +196,14 @@ def test_answers_are_those_of_one_process(both):
     alone, ranks, _ = both
     assert ranks[0]["answers"] == ranks[1]["answers"] == alone["answers"]
     assert len({tuple(answer.ids) for answer in alone["answers"]}) > 4
+
+
+def test_a_prompts_answers_stay_on_one_rank(both):
+    """Seven prompts, three answers to each: four prompts on one rank and three on the other."""
+    alone, ranks, _ = both
+    assert ranks[0]["in_groups"] == ranks[1]["in_groups"] == alone["in_groups"]
+    assert [rank["of_this_rank"] for rank in ranks] == [12, 9] and alone["of_this_rank"] == 21
+    assert any(alone["in_groups"][3 * n] != alone["in_groups"][3 * n + 1] for n in range(7))
 
 
 def test_one_rank_that_is_asked_to_stop_ends_the_sampling_of_both(both):
