@@ -79,15 +79,14 @@ def four_roles(base: Path, layers: str, precision: str, value_trunk: str | None 
     model: Any = adapters.attach_new(
         load_base(base, settings, frozen=True, precision=precision), settings.adapter, dropout=False
     )
+    of_value = {None: {}, "policy": {VALUE: adapters.TRAINED}, "own": {VALUE: VALUE}}[value_trunk]
+    names: dict[str, str | None] = {POLICY: adapters.TRAINED, REFERENCE: None, **of_value, REWARD: REWARD}
     for name in (VALUE, REWARD):
-        model.add_adapter(name, model.peft_config[adapters.TRAINED])
+        if name in names.values():
+            model.add_adapter(name, model.peft_config[adapters.TRAINED])
     without_dropout(model).eval()
     trunk = trunk_of(model)
-    of_value = adapters.TRAINED if value_trunk == "policy" else VALUE
-    names = {POLICY: adapters.TRAINED, REFERENCE: None, VALUE: of_value, REWARD: REWARD}
     trained = ((POLICY, adapters.TRAINED), (VALUE, VALUE))
-    if value_trunk is None:
-        del names[VALUE]
     trunks = {
         role: Trunk(
             module=trunk, shared=model, adapter=name,

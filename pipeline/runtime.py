@@ -7,7 +7,7 @@ import platform
 import random
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -138,6 +138,12 @@ def gather_lists(mine: list[T]) -> list[T]:
     torch.distributed.all_gather_object(parts, mine)
     longest = max(map(len, parts))
     return [part[index] for index in range(longest) for part in parts if index < len(part)]
+
+
+def gather_rows(mine: Mapping[int, T]) -> list[T]:
+    """What each rank found by row, in the order of rows, on every rank."""
+    everywhere = dict(gather_lists(list(mine.items())))
+    return [everywhere[row] for row in sorted(everywhere)]
 
 
 def equally_many(batches: list[T], filler: T) -> list[T]:

@@ -23,7 +23,7 @@ from pipeline.algorithms.rloo import leave_one_out
 from pipeline.batches import ResponseBatch, by_length, longest_first, response_batch
 from pipeline.models.roles import POLICY, REFERENCE, VALUE, Roles
 from pipeline.rollouts.rewards import Episode
-from pipeline.runtime import Ranks, equally_many, gather_lists
+from pipeline.runtime import Ranks, equally_many, gather_lists, gather_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,13 +224,10 @@ def _of_the_others(flat: Sequence[Sequence[int]], rewards: Sequence[Tensor], sam
 
     Rewards are 0 where a row is padding, so that a row's sum is its answer's.
     """
-    mine = [
-        pair
-        for rows, reward in zip(flat, rewards, strict=True)
-        for pair in zip(rows, reward.sum(-1, dtype=torch.float64).tolist(), strict=True)
-    ]
-    worth = torch.tensor([value for _, value in sorted(gather_lists(mine))], dtype=torch.float64)
-    baselines = leave_one_out(worth, samples).tolist()
+    mine: dict[int, float] = {}
+    for rows, reward in zip(flat, rewards, strict=True):
+        mine.update(zip(rows, reward.sum(-1, dtype=torch.float64).tolist(), strict=True))
+    baselines = leave_one_out(torch.tensor(gather_rows(mine), dtype=torch.float64), samples).tolist()
     return [
         reward.new_tensor([baselines[row] for row in rows])[:, None].expand_as(reward)
         for rows, reward in zip(flat, rewards, strict=True)

@@ -26,7 +26,7 @@ from pipeline.models import adapters
 from pipeline.models.forward import VocabularyHead, evaluating
 from pipeline.rollouts.answers import Answer, Progress, Sampling, agree_to_go_on, asked, cut_at_stop
 from pipeline.rollouts.decoding import Choice, Largest, decode, streaming_head
-from pipeline.runtime import Ranks, StopRequest, autocast, gather_lists
+from pipeline.runtime import Ranks, StopRequest, autocast, gather_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,7 @@ class Generator:
                 if progress is not None:
                     progress(len(found), len(mine))
         agree_to_go_on(stop)
-        everywhere = dict(gather_lists([(row, found[row]) for row in mine]))
-        return [everywhere[row] for row in sorted(everywhere)]
+        return gather_rows({row: found[row] for row in mine})
 
     def _batch(
         self,

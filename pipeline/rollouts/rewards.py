@@ -24,7 +24,7 @@ from pipeline.models.reward_model import RewardSpec, combine, normalise
 from pipeline.models.roles import Roles
 from pipeline.reward_function import RewardFunction
 from pipeline.rollouts.answers import Answer
-from pipeline.runtime import Ranks, equally_many, from_first_rank, gather_lists
+from pipeline.runtime import Ranks, equally_many, from_first_rank, gather_lists, gather_rows
 
 
 class Episode(NamedTuple):
@@ -127,8 +127,7 @@ class StageReward:
             scores_KB = torch.stack([column[number] for column in columns])
             whole = (normalise if self.normalised else combine)(scores_KB, self.spec)
             found.update(zip(batch, whole.tolist(), strict=True))
-        everywhere = dict(gather_lists([(row, found[row]) for row in mine]))
-        return [everywhere[row] for row in sorted(everywhere)]
+        return gather_rows({row: found[row] for row in mine})
 
     def _batch_scores(self, role: str, episodes: Sequence[Episode]) -> Tensor:
         batch = response_batch([e.prompt_ids for e in episodes], [e.answer.ids for e in episodes], self.pad_id)

@@ -183,6 +183,17 @@ def compare(one: StageContext, other: StageContext, first: StageResult, second: 
     assert first.metrics == second.metrics
 
 
+def gone_on(start: Any, adapter: Any, rollouts: int, **settings: Any) -> StageContext:
+    """An uninterrupted run, which one that stopped in the middle and went on was found equal to."""
+    whole = start("whole", adapter, **settings)
+    result = ppo.run(whole)
+    with pytest.raises(PreemptedError):
+        ppo.run(start("parts", adapter, stop=StopAfter(rollouts), **settings))
+    context = start("parts", adapter, **settings)
+    compare(whole, context, result, ppo.run(context))
+    return whole
+
+
 @pytest.mark.parametrize(
     ("rollouts", "phase", "saved"),
     [(1, "learning", 1), (3, "learning", 3), (1, "sampling", 0), (3, "sampling", 2), (3, "scoring", 2)],
@@ -257,24 +268,14 @@ def test_only_the_newest_checkpoint_stays(done):
 def test_other_forms_resume_too(start, adapter):
     """Full models with gradient checkpointing and demonstrations mixed in; DoRA."""
     settings: dict[str, Any] = {"ptx_coef": 0.1, "gradient_checkpointing": True, "episodes": 16, "learning_rate": 1e-3}
-    whole = start("whole", adapter, **settings)
-    result = ppo.run(whole)
-    with pytest.raises(PreemptedError):
-        ppo.run(start("parts", adapter, stop=StopAfter(1), **settings))
-    context = start("parts", adapter, **settings)
-    compare(whole, context, result, ppo.run(context))
+    whole = gone_on(start, adapter, 1, **settings)
     assert "policy/ptx_loss" in lines(whole)[1]
 
 
 @pytest.mark.parametrize("adapter", [LORA, pytest.param("none", marks=pytest.mark.slow)])
 def test_with_shared_layers_it_goes_on_bit_for_bit_too(start, adapter):
     settings: dict[str, Any] = {"value_trunk": "policy", "value_coef": 0.5, "learning_rate": 1e-3, "episodes": 24}
-    whole = start("whole", adapter, **settings)
-    result = ppo.run(whole)
-    with pytest.raises(PreemptedError):
-        ppo.run(start("parts", adapter, stop=StopAfter(2), **settings))
-    context = start("parts", adapter, **settings)
-    compare(whole, context, result, ppo.run(context))
+    whole = gone_on(start, adapter, 2, **settings)
     other = start("other", adapter, **{**settings, "value_coef": 5.0})
     ppo.run(other)
     assert lines(other)[1] != lines(whole)[1] or lines(other)[2] != lines(whole)[2], "the weight has an effect"
@@ -286,12 +287,7 @@ RLOO: dict[str, Any] = {"advantage_estimator": "rloo", "samples_per_prompt": 2, 
 
 @pytest.mark.parametrize("adapter", [LORA, pytest.param("none", marks=pytest.mark.slow)])
 def test_without_a_value_model_it_goes_on_bit_for_bit_too(start, adapter):
-    whole = start("whole", adapter, **RLOO)
-    result = ppo.run(whole)
-    with pytest.raises(PreemptedError):
-        ppo.run(start("parts", adapter, stop=StopAfter(2), **RLOO))
-    context = start("parts", adapter, **RLOO)
-    compare(whole, context, result, ppo.run(context))
+    whole = gone_on(start, adapter, 2, **RLOO)
     for each in lines(whole).values():
         assert each["policy/ratio_first_minibatch_maxdev"] == 0.0
         assert not {"value/loss", "value/grad_norm", "value/clipfrac", "lr/value"} & set(each)

@@ -13,7 +13,7 @@ from evaluation.text_measures import repetition
 from pipeline.algorithms.ppo import explained_variance
 from pipeline.rollouts.answers import Answer
 from pipeline.rollouts.rewards import Scores
-from pipeline.stages.ppo_metrics import Times, rollout_metrics
+from pipeline.stages.ppo_metrics import Times, _std_of_a_prompt, rollout_metrics
 from tests.rollouts.ppo_parts import (
     ALONE,
     Parts,
@@ -145,3 +145,9 @@ def test_phases_are_timed(monkeypatch):
         pass
     assert times.total == 2.5
     assert {k: v for k, v in times.metrics().items() if "time" in k} == {"time/rollout": 2.0, "time/train": 0.5}
+
+
+def test_the_deviation_among_a_prompts_answers_by_hand():
+    """Variances 1 and 0: the root of a half, however far the prompts are apart."""
+    assert _std_of_a_prompt([1.0, 3.0, 50.0, 50.0], 2) == pytest.approx(0.5**0.5)
+    assert _std_of_a_prompt([1.0, 1.0, 9.0, 9.0], 2) == 0.0
